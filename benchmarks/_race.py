@@ -1,0 +1,83 @@
+"""One fresh process of a race: every runner opened, then timed call by call in turn.
+
+Called as `python benchmarks/_race.py SPEC.json OUT.json` by the benchmark scripts; the spec names
+the runners, the inputs (.npz by input name) and the number of rounds.
+"""
+
+import gc
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+import _peers
+
+
+def main() -> None:
+    """Run the race that the spec describes and write every runner's times in milliseconds."""
+    spec = json.loads(Path(sys.argv[1]).read_text())
+    with np.load(spec["feeds"]) as arrays:
+        feeds = dict(arrays)
+    runners, failed = {}, {}
+    for entry in spec["runners"]:
+        try:
+            runners[entry["name"]] = _open(entry, feeds, spec["threads"])
+        except (RuntimeError, ValueError, ImportError, TypeError, AssertionError) as error:
+            failed[entry["name"]] = f"{type(error).__name__}: {error}"[:300]
+    for answer in runners.values():
+        for _ in range(spec["warmup"]):
+            answer(feeds)
+    times = _race(runners, feeds, spec)
+    Path(sys.argv[2]).write_text(json.dumps({"times_ms": times, "failed": failed}))
+
+
+def _race(runners: dict, feeds: dict, spec: dict) -> dict[str, list[float]]:
+    """Time short runs of calls, in a new random order every round."""
+    order = np.random.default_rng(spec["seed"])
+    names, times = list(runners), {name: [] for name in runners}
+    gc.disable()
+    for _ in range(spec["rounds"]):
+        for index in order.permutation(len(names)):
+            answer, kept = runners[names[index]], times[names[index]]
+            answer(feeds)  # the caches belong to this runner again
+            for _ in range(spec["calls"]):
+                start = time.perf_counter()
+                answer(feeds)
+                kept.append((time.perf_counter() - start) * 1000)
+    return times
+
+
+def _open(entry: dict, feeds: dict, threads: int) -> _peers.Answer:
+    if entry["kind"] == "ingot":
+        return _open_ingot(entry)
+    if entry["kind"] == "torch":
+        return _open_torch(entry, list(feeds), threads)
+    return _peers.open_peer(entry["name"], Path(entry["path"]), threads)
+
+
+def _open_ingot(entry: dict) -> _peers.Answer:
+    from ingot.runtime.engines import open_session
+
+    from ingot.models.store import open_model
+    from ingot.runtime.engine import EngineConfig
+
+    model = open_model(Path(entry["path"]))
+    return open_session(model, EngineConfig.from_json(entry["config"])).run
+
+
+def _open_torch(entry: dict, order: list[str], threads: int) -> _peers.Answer:
+    import _nets
+
+    module = getattr(_nets, entry["factory"])()
+    if entry.get("weights"):
+        from safetensors.torch import load_file
+
+        module.load_state_dict(load_file(entry["weights"]))
+    return _peers.open_torch(entry["name"], module, order, threads)
+
+
+if __name__ == "__main__":
+    main()

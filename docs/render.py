@@ -1,0 +1,113 @@
+"""Fill the generated parts of README and docs: measured tables and the command reference.
+
+`python docs/render.py` writes them; `python docs/render.py --check` fails if any is out of date.
+A generated part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = ("README.md", "docs/reference/cli.md", "docs/evidence/first_light.md")
+
+
+def main() -> None:
+    """Render every page; exit 1 if `--check` finds one out of date."""
+    stale = []
+    for name in PAGES:
+        path = ROOT / name
+        before = path.read_text()
+        after = render(before)
+        if before != after:
+            stale.append(name)
+            if "--check" not in sys.argv:
+                path.write_text(after)
+    if stale and "--check" in sys.argv:
+        raise SystemExit(f"out of date: {', '.join(stale)}; run: python docs/render.py")
+
+
+def render(text: str) -> str:
+    """Return the page with every generated part made anew."""
+
+    def part(match: re.Match[str]) -> str:
+        name = match["name"]
+        kind, _, argument = name.partition(":")
+        return f"<!-- begin {name} -->\n{PARTS[kind](argument)}\n<!-- end {name} -->"
+
+    pattern = r"<!-- begin (?P<name>[\w:-]+) -->\n.*?<!-- end (?P=name) -->"
+    return re.sub(pattern, part, text, flags=re.DOTALL)
+
+
+def claims_table(benchmark: str) -> str:
+    """Return one row per claim: asked for, measured with interval, met or not, and why."""
+    found = json.loads((RESULTS / f"{benchmark}.json").read_text())
+    lines = ["| claim | asked | measured | met |", "|---|---|---|---|"]
+    for row in found["claims"]:
+        unit = "" if row["unit"] in {"", "fraction"} else f" {row['unit']}"
+        value = f"{row['value']:.4g}{unit}"
+        if row["low"] != row["high"]:
+            value += f" [{row['low']:.4g}, {row['high']:.4g}]"
+        note = f"<br>{row['note']}" if row["note"] else ""
+        met = "yes" if row["met"] else "**no**"
+        lines.append(f"| {row['claim']} | {row['target']} | {value}{note} | {met} |")
+    return "\n".join([*lines, "", _conditions(found)])
+
+
+def result_table(argument: str) -> str:
+    """Return one named table of a results file."""
+    benchmark, _, table = argument.partition(":")
+    found = json.loads((RESULTS / f"{benchmark}.json").read_text())["tables"][table]
+    lines = [f"| {' | '.join(found['columns'])} |", "|" + "---|" * len(found["columns"])]
+    lines += [f"| {' | '.join(str(cell) for cell in row)} |" for row in found["rows"]]
+    return "\n".join(lines)
+
+
+def _conditions(found: dict) -> str:
+    machine = found["hardware"]
+    return (
+        f"Measured on {machine['cpu']}, {machine['cores']} cores, on {found['date']} by "
+        f"`{found['command']}`; square brackets are 95 % intervals."
+    )
+
+
+def cli_reference(_: str) -> str:
+    """Return help of every command."""
+    from ingot.cli.main import VERBS, ingot
+
+    context = click.Context(ingot, info_name="ingot", max_content_width=96, terminal_width=96)
+    parts = []
+    for verb in VERBS:
+        command = ingot.get_command(context, verb)
+        parts += _command_help(command, verb, context, level=2)
+    return "\n".join(parts)
+
+
+def _command_help(
+    command: click.Command, name: str, parent: click.Context, *, level: int
+) -> list[str]:
+    context = click.Context(
+        command, info_name=name, parent=parent, max_content_width=96, terminal_width=96
+    )
+    title = context.command_path
+    parts = [f"{'#' * level} {title}", "", "```text", command.get_help(context), "```", ""]
+    if isinstance(command, click.Group):
+        for child in command.list_commands(context):
+            found = command.get_command(context, child)
+            parts += _command_help(found, child, context, level=level + 1)
+    return parts
+
+
+PARTS: dict[str, Callable[[str], str]] = {
+    "claims": claims_table,
+    "table": result_table,
+    "cli": cli_reference,
+}
+
+if __name__ == "__main__":
+    main()

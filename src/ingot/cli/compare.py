@@ -1,0 +1,141 @@
+"""`ingot compare`: prove what changed between two models."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ingot.cli._options import (
+    ModelSource,
+    data_options,
+    json_option,
+    load_data_option,
+    model_options,
+    parse_shape,
+    seed_option,
+)
+from ingot.cli._print import print_json, print_table, say
+from ingot.core.digest import short
+
+if TYPE_CHECKING:
+    from ingot.evaluate.evidence import Comparison, Evidence, Interval
+
+
+@click.command()
+@model_options
+@click.argument("candidate", metavar="CANDIDATE")
+@data_options
+@click.option(
+    "--require", multiple=True, metavar="CLAIM", help='E.g. "accuracy drop <= 0.01". Repeatable.'
+)
+@click.option("--split", default="test", show_default=True, help="Split to judge on.")
+@click.option("--engine", help="Engine of the candidate: onnxruntime, openvino, ...")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option("--threads", default=0, help="Threads per call; 0 is every physical core.")
+@click.option("--shape", "shapes", multiple=True, default=["1"], show_default=True, metavar="BxS")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder for evidence.json and report.html."
+)
+@seed_option
+@json_option
+def command(
+    *,
+    candidate: str,
+    data_path: str,
+    task: str | None,
+    columns: tuple[str, ...],
+    require: tuple[str, ...],
+    split: str,
+    engine: str | None,
+    precision: str,
+    threads: int,
+    shapes: tuple[str, ...],
+    out: Path | None,
+    seed: int,
+    as_json: bool,
+    **source: Any,
+) -> int:
+    """Compare CANDIDATE with MODEL on data: quality, latency, size, with paired intervals.
+
+    Exits 1 if a claim does not hold.
+
+    \b
+    Examples:
+      ingot compare model.onnx small --data data.toml --require "accuracy drop <= 0.01" --out proof
+    """
+    from ingot.core.progress import progress_bar
+    from ingot.evaluate.compare import compare
+    from ingot.runtime.engine import EngineConfig
+
+    baseline, small = ModelSource(**source).load(), ModelSource(candidate).load()
+    data = load_data_option(data_path, task, columns, baseline)
+    config = EngineConfig(engine or "onnxruntime", precision, threads)  # type: ignore[arg-type] # click checked it
+    with progress_bar("compare") as progress:
+        evidence = compare(
+            baseline,
+            small,
+            data,
+            require=require,
+            split=split,
+            config=config,
+            shapes=tuple(parse_shape(s) for s in shapes),
+            seed=seed,
+            progress=progress,
+        )
+    if out is not None:
+        write_comparison(evidence, out, f"{small.name} against {baseline.name}")
+    if as_json:
+        print_json(evidence.to_statement())
+    else:
+        print_evidence(evidence)
+        if out is not None:
+            say(f"Wrote {out / 'evidence.json'} and {out / 'report.html'}")
+    return 0 if evidence.passed or not require else 1
+
+
+def print_evidence(evidence: "Evidence") -> None:
+    """Print comparisons and verdicts."""
+    print_table(
+        f"Evidence {short(evidence.digest)}",
+        ("metric", "baseline", "candidate", "worse by", "ratio"),
+        [_row(row) for row in evidence.comparisons],
+    )
+    if evidence.verdicts:
+        print_table(
+            "Claims",
+            ("claim", "verdict", "why"),
+            [(v.claim, "holds" if v.passed else "FAILS", v.reason) for v in evidence.verdicts],
+        )
+
+
+def write_comparison(evidence: "Evidence", out: Path, title: str) -> None:
+    """Write evidence.json, and report.html where the extra `report` is installed."""
+    from ingot.evaluate.evidence import write_evidence
+    from ingot.evaluate.report.content import report_of
+    from ingot.evaluate.report.page import write_report
+
+    write_evidence(evidence, out)
+    write_report(report_of(evidence, title=title), out / "report.html")
+
+
+def show_interval(interval: "Interval", unit: str = "") -> str:
+    """Return `value [low, high] unit`; without brackets where the value is exact."""
+    unit = "" if unit == "fraction" else f" {unit}"
+    if interval.low == interval.high:
+        return f"{interval.value:.4g}{unit}"
+    return f"{interval.value:.4g} [{interval.low:.4g}, {interval.high:.4g}]{unit}"
+
+
+def _row(row: "Comparison") -> tuple[str, ...]:
+    name = f"{row.metric} {row.setting}".strip()
+    if row.unit == "bytes":
+        from ingot.core.units import show_bytes
+
+        values = (show_bytes(row.baseline.value), show_bytes(row.candidate.value), "")
+    else:
+        values = (
+            show_interval(row.baseline, row.unit),
+            show_interval(row.candidate, row.unit),
+            show_interval(row.drop, row.unit),
+        )
+    return (name, *values, show_interval(row.ratio))

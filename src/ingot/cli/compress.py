@@ -1,0 +1,107 @@
+"""`ingot compress`: apply a recipe to a model."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ingot.cli._options import (
+    ModelSource,
+    data_options,
+    json_option,
+    load_data_option,
+    model_options,
+    recipe_of,
+    seed_option,
+)
+from ingot.cli._print import print_json, print_table, say
+from ingot.core.digest import short
+from ingot.core.units import show_bytes
+
+
+@click.command()
+@model_options
+@data_options
+@click.option(
+    "--method", "methods", multiple=True, metavar="NAME", help="Method by name. Repeatable."
+)
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Setting of that method."
+)
+@click.option(
+    "--recipe", "recipe_path", type=click.Path(path_type=Path, exists=True), help="recipe.toml."
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--dry-run", is_flag=True, help="Check everything, print the recipe, change nothing.")
+@seed_option
+@json_option
+def command(
+    *,
+    data_path: str,
+    task: str | None,
+    columns: tuple[str, ...],
+    methods: tuple[str, ...],
+    settings: tuple[str, ...],
+    recipe_path: Path | None,
+    out: Path,
+    dry_run: bool,
+    seed: int,
+    as_json: bool,
+    **source: Any,
+) -> None:
+    """Apply methods to MODEL and write the smaller model.
+
+    \b
+    Examples:
+      ingot compress model.onnx --data data.toml --method quantize-static --out small
+      ingot compress model.onnx --data data.toml --recipe recipe.toml --out small
+    """
+    from ingot.compress.run import Run
+    from ingot.core.progress import progress_bar
+    from ingot.models.store import copy_folder
+
+    recipe = recipe_of(methods, settings, recipe_path)
+    where = ModelSource(**source)
+    model = where.load()
+    data = load_data_option(data_path, task, columns, model)
+    if dry_run:
+        say(f"Would apply {recipe.label} to {model.name} and write {out}.")
+        print_json(recipe.to_json()) if as_json else click.echo(recipe.to_toml())
+        return
+    with progress_bar("compress") as progress:
+        run = Run(seed=seed, progress=progress)
+        small = recipe.apply(
+            model, data, factory=where.factory(), seed=seed, progress=progress, run=run
+        )
+    shutil.rmtree(out / "model", ignore_errors=True)
+    copy_folder(small, out / "model")
+    recipe.write(out / "recipe.toml")
+    if as_json:
+        print_json(
+            {
+                "model": small.digest,
+                "out": str(out),
+                "size_bytes": small.size_bytes,
+                "before_bytes": model.size_bytes,
+                "log": run.records,
+            }
+        )
+        return
+    print_table(
+        f"{recipe.label}: {show_bytes(model.size_bytes)} -> {show_bytes(small.size_bytes)} "
+        f"({model.size_bytes / small.size_bytes:.2f}x)",
+        ("layer", "what was done"),
+        [
+            (name, ", ".join(f"{k} {_fact(v)}" for k, v in facts.items()))
+            for name, facts in run.records
+        ],
+    )
+    say(
+        f"Wrote {out} (model {short(small.digest)}). "
+        f"Next: ingot compare MODEL {out} --data {data_path}"
+    )
+
+
+def _fact(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"

@@ -1,0 +1,1 @@
+"""Change a model: methods, and the recipes that order them."""

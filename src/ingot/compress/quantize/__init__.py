@@ -1,0 +1,1 @@
+"""Quantization of ONNX graphs: observers, placement, and the one writer of integer models."""

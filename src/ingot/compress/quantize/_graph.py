@@ -1,0 +1,97 @@
+"""An ONNX graph with the look-ups that rewriting needs: who makes a tensor, who reads it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import onnx
+from onnx import helper, numpy_helper
+
+from ingot.data.data import Array
+
+
+@dataclass(slots=True)
+class Graph:
+    """A model's main graph, indexed. Call `index` after nodes were added, removed or rewired.
+
+    Attributes:
+        proto: The model that is edited in place.
+        weights: Constant tensors by name.
+        maker: Tensor name -> the node that makes it.
+        readers: Tensor name -> (node, input position) of everyone who reads it.
+        outputs: Names of the graph's outputs.
+        by_name: Node name -> node.
+    """
+
+    proto: onnx.ModelProto
+    weights: dict[str, onnx.TensorProto] = field(default_factory=dict)
+    maker: dict[str, onnx.NodeProto] = field(default_factory=dict)
+    readers: dict[str, list[tuple[onnx.NodeProto, int]]] = field(default_factory=dict)
+    outputs: frozenset[str] = frozenset()
+    by_name: dict[str, onnx.NodeProto] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.index()
+
+    @property
+    def nodes(self) -> list[onnx.NodeProto]:
+        """The nodes, in topological order."""
+        return list(self.proto.graph.node)
+
+    def index(self) -> None:
+        """Rebuild the look-ups and give every node a unique name."""
+        graph = self.proto.graph
+        self.weights = {w.name: w for w in graph.initializer}
+        self.maker, self.readers = {}, {}
+        self.outputs = frozenset(o.name for o in graph.output)
+        self.by_name = {}
+        for position, node in enumerate(graph.node):
+            if not node.name or node.name in self.by_name:
+                node.name = f"{node.op_type}_{node.output[0] or position}"
+            self.by_name[node.name] = node
+            self.maker.update(dict.fromkeys(node.output, node))
+            for i, name in enumerate(node.input):
+                self.readers.setdefault(name, []).append((node, i))
+
+    def value(self, name: str) -> Array | None:
+        """Return a constant tensor's value, or None if the tensor is computed."""
+        found = self.weights.get(name)
+        return None if found is None else numpy_helper.to_array(found)
+
+    def is_float_weight(self, name: str) -> bool:
+        """Whether this is a float32 constant."""
+        return name in self.weights and self.weights[name].data_type == onnx.TensorProto.FLOAT
+
+    def add_weight(self, name: str, value: Array) -> str:
+        """Add or replace a constant; return its name."""
+        tensor = numpy_helper.from_array(value, name)
+        if name in self.weights:
+            self.weights[name].CopyFrom(tensor)
+        else:
+            self.proto.graph.initializer.append(tensor)
+            self.weights[name] = self.proto.graph.initializer[-1]
+        return name
+
+    def replace_nodes(self, nodes: Iterable[onnx.NodeProto]) -> None:
+        """Make these the nodes, in this order, and index again."""
+        kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del self.proto.graph.node[:]
+        self.proto.graph.node.extend(kept)
+        self.index()
+
+    def drop_unused_weights(self) -> None:
+        """Remove constants that nobody reads."""
+        kept = [
+            w
+            for w in self.proto.graph.initializer
+            if w.name in self.readers or w.name in self.outputs
+        ]
+        if len(kept) < len(self.proto.graph.initializer):
+            kept = [onnx.TensorProto.FromString(w.SerializeToString()) for w in kept]
+            del self.proto.graph.initializer[:]
+            self.proto.graph.initializer.extend(kept)
+            self.index()
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, object]:
+    """Return a node's attributes by name."""
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}

@@ -1,0 +1,90 @@
+"""Move outliers from activations into weights, channel by channel (SmoothQuant)."""
+
+import numpy as np
+from onnx import helper
+
+from ingot.compress.quantize._graph import Graph
+from ingot.compress.quantize.calibrate import channel_peaks
+from ingot.compress.quantize.placement import Plan
+from ingot.core.progress import SILENT, Progress
+from ingot.data.data import Array, Split
+
+NARROWEST, WIDEST = 1e-3, 1e3  # factors beyond these would lose float16 and bf16 digits elsewhere
+
+
+def smooth_inputs(
+    graph: Graph, plan: Plan, split: Split, *, strength: float, progress: Progress = SILENT
+) -> None:
+    """Divide the inputs of linear layers by `f` and multiply their weights by it, in place.
+
+    `f_j = max|X_j|^a / max|W_j|^(1-a)` per input channel j, over all layers that read the same
+    tensor. Answers of the float graph stay the same. Where the tensor comes from a layer norm that
+    nobody else reads, its gain and shift take the factor; else a multiplication is inserted, which
+    engines fuse into the quantization that follows.
+
+    Args:
+        graph: A prepared graph.
+        plan: Which layers run as integers.
+        split: Calibration rows.
+        strength: `a`, 0 leaves activations alone, 1 moves everything into the weights.
+        progress: Where batches are reported.
+
+    References:
+        Xiao et al., SmoothQuant, 2023. arXiv:2211.10438
+    """
+    groups: dict[str, list[str]] = {}
+    for name in plan.weights:
+        node = graph.by_name[name]
+        is_linear = node.op_type != "Conv" and len(graph.weights[node.input[1]].dims) == 2
+        if is_linear and not _is_made_by_integers(graph, plan, node.input[0]):
+            groups.setdefault(node.input[0], []).append(name)
+    peaks = channel_peaks(graph.proto, split, sorted(groups), progress=progress)
+    for tensor, names in groups.items():
+        weights = [graph.value(graph.by_name[n].input[1]) for n in names]
+        rows = np.max([np.abs(w).max(axis=1) for w in weights if w is not None], axis=0)
+        factor = _factor(peaks[tensor], rows, strength)
+        for name, weight in zip(names, weights, strict=True):
+            assert weight is not None
+            scaled = (weight * factor[:, None]).astype(np.float32)
+            graph.by_name[name].input[1] = graph.add_weight(f"{name}_smooth_weight", scaled)
+        _divide(graph, tensor, names, factor)
+    graph.index()
+    graph.drop_unused_weights()
+
+
+def _is_made_by_integers(graph: Graph, plan: Plan, tensor: str) -> bool:
+    # A multiplication there would break a chain of integer kernels in two.
+    maker = graph.maker.get(tensor)
+    readers = plan.edges.get(maker.input[0], ()) if maker is not None and maker.input else ()
+    return maker is not None and any(name == maker.name for name, _ in readers)
+
+
+def _factor(activation: Array, weight: Array, strength: float) -> Array:
+    usable = (activation > 0) & (weight > 0)
+    a, w = np.where(usable, activation, 1.0), np.where(usable, weight, 1.0)
+    factor = a.astype(np.float64) ** strength / w.astype(np.float64) ** (1 - strength)
+    factor = np.where(usable, factor, 1.0)
+    return np.clip(factor, NARROWEST, WIDEST).astype(np.float32)
+
+
+def _divide(graph: Graph, tensor: str, names: list[str], factor: Array) -> None:
+    maker = graph.maker.get(tensor)
+    alone = {n.name for n, _ in graph.readers[tensor]} == set(names) and tensor not in graph.outputs
+    if maker is not None and maker.op_type == "LayerNormalization" and alone:
+        parameters = [graph.value(name) for name in maker.input[1:]]
+        if all(p is not None and p.shape == factor.shape for p in parameters):
+            for i, value in enumerate(parameters, 1):
+                assert value is not None
+                maker.input[i] = graph.add_weight(
+                    f"{tensor}_smooth_{i}", (value / factor).astype(np.float32)
+                )
+            return
+    inverse = graph.add_weight(f"{tensor}_smooth_factor", (1 / factor).astype(np.float32))
+    smoothed = f"{tensor}_smooth"
+    node = helper.make_node("Mul", [tensor, inverse], [smoothed], f"{tensor}_smooth_mul")
+    for reader, position in graph.readers[tensor]:
+        if reader.name in names and position == 0:
+            reader.input[0] = smoothed
+    nodes = graph.nodes
+    at = next((i + 1 for i, n in enumerate(nodes) if tensor in n.output), 0)
+    graph.replace_nodes([*nodes[:at], node, *nodes[at:]])

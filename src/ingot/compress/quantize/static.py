@@ -1,0 +1,98 @@
+"""Static int8: weights and activations on fixed grids, found by calibration."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ingot.compress.method import Method
+from ingot.compress.quantize._graph import Graph
+from ingot.compress.quantize.calibrate import calibrate
+from ingot.compress.quantize.observers import make_observer
+from ingot.compress.quantize.placement import OPERATORS, Plan, check_operators, place
+from ingot.compress.quantize.prepare import prepare
+from ingot.compress.quantize.qparams import affine, symmetric
+from ingot.compress.quantize.smooth import smooth_inputs
+from ingot.compress.quantize.writer import write_qdq
+from ingot.compress.run import Run
+from ingot.core.errors import RecipeError
+from ingot.data.data import Data
+from ingot.models.network import Form, Network, OnnxNetwork
+
+
+@dataclass(frozen=True)
+class QuantizeStatic(Method):
+    """Run convolutions and linear layers as int8, with ranges of activations found by calibration.
+
+    The result is one ONNX file with quantize/dequantize pairs that ONNX Runtime and OpenVINO both
+    turn into integer kernels: int8 weights, uint8 activations.
+
+    Attributes:
+        observer: Rule for activation ranges: `min-max`, `moving-average`, `histogram`,
+            `percentile`, `mse`, `entropy`.
+        per_channel: One weight scale per output channel instead of one per layer.
+        operators: ONNX operator types that may run as integers.
+        skip: Names of layers or embedding tables that stay in float.
+        attention: Also quantize the products of queries and keys.
+        embeddings: Also store embedding tables as int8.
+        smooth: Strength, 0 to 1, with which outliers move from the inputs of linear layers into
+            their weights; None leaves them.
+
+    References:
+        Jacob et al., Quantization and Training of Neural Networks for Efficient
+        Integer-Arithmetic-Only Inference, 2018. arXiv:1712.05877
+    """
+
+    observer: str = "histogram"
+    per_channel: bool = True
+    operators: tuple[str, ...] = OPERATORS
+    skip: tuple[str, ...] = ()
+    attention: bool = False
+    embeddings: bool = True
+    smooth: float | None = None
+
+    form: ClassVar[Form] = "onnx"
+    needs: ClassVar[frozenset[str]] = frozenset({"calibration"})
+
+    def __post_init__(self) -> None:
+        """Check the settings before any work starts."""
+        make_observer(self.observer)
+        check_operators(self.operators)
+        if self.smooth is not None and not 0 <= self.smooth <= 1:
+            raise RecipeError(
+                f"smooth must be between 0 and 1, or None; got {self.smooth}. Try 0.5."
+            )
+
+    def apply(self, net: Network, data: Data, run: Run) -> Network:
+        """Return the network with integer layers.
+
+        Raises:
+            RecipeError: Nothing can be quantized, the network is quantized already, a name in
+                `skip` is unknown, or a tensor is not finite on the calibration data.
+        """
+        assert isinstance(net, OnnxNetwork)
+        split = data.split("calibration")
+        graph = prepare(net.proto)
+        plan = self._place(graph)
+        if self.smooth is not None:
+            smooth_inputs(graph, plan, split, strength=self.smooth, progress=run.progress)
+            plan = self._place(graph)
+        ranges = calibrate(
+            graph.proto,
+            split,
+            plan.observed,
+            make=lambda: make_observer(self.observer),
+            progress=run.progress,
+        )
+        grids = {
+            name: symmetric(*bounds) if name in plan.signed else affine(*bounds)
+            for name, bounds in ranges.items()
+        }
+        return OnnxNetwork(write_qdq(graph, plan, grids, per_channel=self.per_channel, run=run))
+
+    def _place(self, graph: Graph) -> Plan:
+        return place(
+            graph,
+            operators=self.operators,
+            skip=self.skip,
+            attention=self.attention,
+            embeddings=self.embeddings,
+        )

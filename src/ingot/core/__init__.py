@@ -1,0 +1,1 @@
+"""Errors, digests, seeds, units, progress: what every room stands on. No torch, no network."""

@@ -1,0 +1,86 @@
+"""Files that are either whole or not there."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ingot.core.errors import IngotError
+
+
+def home() -> Path:
+    """Return the folder of store, registry, ledger and caches: `$INGOT_HOME` or `~/.ingot`."""
+    return Path(os.environ.get("INGOT_HOME") or Path.home() / ".ingot").expanduser()
+
+
+def digest_file(path: Path) -> str:
+    """Return the SHA-256 digest of a file, read in one-MiB pieces."""
+    with path.open("rb") as stream:
+        return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, data: bytes) -> Path:
+    """Write `data` to `path` so that a reader sees the old file or the new one, never a part.
+
+    Raises:
+        IngotError: The disk is full; nothing was changed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException as error:
+        Path(name).unlink(missing_ok=True)
+        _explain(error, path)
+        raise
+    return path
+
+
+@contextlib.contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes `final` when the block succeeds and vanishes if not.
+
+    An existing `final` wins: content-addressed folders with the same name hold the same bytes.
+
+    Raises:
+        IngotError: The disk is full; nothing was changed.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name[:24]}."))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        with contextlib.suppress(FileExistsError):
+            if not final.exists():
+                _rename(folder, final)
+    except BaseException as error:
+        _explain(error, final)
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _rename(source: Path, target: Path) -> None:
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+            raise
+
+
+def _explain(error: BaseException, path: Path) -> None:
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        free = shutil.disk_usage(path.parent).free
+        raise IngotError(
+            f"Writing {path.name!r} must fit on the disk; {path.parent} has {free:,} bytes free. "
+            "Free some space or point INGOT_HOME at a larger disk. Nothing was changed."
+        ) from error

@@ -1,0 +1,1 @@
+"""Examples with disjoint splits and a fingerprint."""

@@ -1,0 +1,1 @@
+"""Turn behaviour into evidence. Who compresses does not mark the homework."""

@@ -1,0 +1,177 @@
+"""Claims: sentences such as `accuracy drop <= 0.01`, kept only if the bad end of the interval keeps them."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ingot.core.errors import ClaimError
+from ingot.core.names import suggest
+from ingot.evaluate.evidence import Comparison, Verdict
+from ingot.evaluate.intervals import needed_n
+from ingot.evaluate.metrics import METRICS
+
+Quantity = Literal["value", "drop", "gain", "ratio", "speedup"]
+MEASURED = {
+    "latency": "ms",
+    "p95_latency": "ms",
+    "throughput": "items/s",
+    "size": "bytes",
+    "memory": "bytes",
+    "cold_start": "s",
+}
+_SCALE = {
+    "ms": {"us": 1e-3, "ms": 1.0, "s": 1e3},
+    "s": {"ms": 1e-3, "s": 1.0},
+    "bytes": {
+        "B": 1.0, "bytes": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9,
+        "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30,
+    },
+    "items/s": {"items/s": 1.0, "/s": 1.0},
+}  # fmt: skip
+_QUANTITIES = ("drop", "gain", "ratio", "speedup")
+_PATTERN = re.compile(
+    r"\s*([A-Za-z0-9_ ]+?)\s*(<=|>=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S*)\s*"
+)
+_LEAST_BOOTSTRAP = 20  # fewer examples leave a percentile interval without meaning
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A bound on one quantity.
+
+    Attributes:
+        text: As written.
+        metric: `accuracy`, `latency`, ...
+        quantity: `value` of the candidate, `drop`, `gain`, `ratio` or `speedup` to the baseline.
+        operator: `<=` or `>=`.
+        bound: The number, in the metric's unit.
+    """
+
+    text: str
+    metric: str
+    quantity: Quantity
+    operator: Literal["<=", ">="]
+    bound: float
+
+
+def parse_claim(text: str) -> Claim:
+    """Read `<metric> [drop|gain|ratio|speedup] <=|>= <number>[unit]`.
+
+    Raises:
+        ClaimError: The sentence does not fit, or names an unknown metric or unit.
+
+    Examples:
+        >>> parse_claim("accuracy drop <= 0.01").bound
+        0.01
+        >>> parse_claim("p95 latency <= 5 ms").metric
+        'p95_latency'
+    """
+    match = _PATTERN.fullmatch(text)
+    if match is None:
+        raise ClaimError(
+            f"A claim must read '<metric> [drop|gain|ratio|speedup] <=|>= <number>[unit]'; got "
+            f"{text!r}. Write for example 'accuracy drop <= 0.01'."
+        )
+    words = match[1].split()
+    quantity: Quantity = "value"
+    if len(words) > 1 and words[-1] in _QUANTITIES:
+        quantity = words.pop()  # type: ignore[assignment] # one of the literals
+    metric = "_".join(words)
+    known = [*METRICS, *MEASURED]
+    if metric not in known:
+        raise ClaimError(
+            f"A claim must name a known metric; got {metric!r} in {text!r}. "
+            + suggest(metric, known)
+        )
+    bound = float(match[3]) * _scale(text, metric, quantity, match[4])
+    if not math.isfinite(bound):
+        raise ClaimError(f"A claim must have a finite bound; got {text!r}. Write a smaller number.")
+    return Claim(text.strip(), metric, quantity, match[2], bound)  # type: ignore[arg-type] # `<=` or `>=`
+
+
+def check_decidable(claim: Claim, n: int, level: float = 0.95) -> None:
+    """Refuse a claim on quality that a candidate without any change could not pass with `n` examples.
+
+    Raises:
+        ClaimError: The sample is too small; the size it would take is named.
+    """
+    if claim.metric not in METRICS:
+        return
+    metric = METRICS[claim.metric]
+    least = 0 if metric.is_proportion else _LEAST_BOOTSTRAP
+    if metric.is_proportion and claim.quantity == "value" and claim.operator == ">=":
+        if 0 < claim.bound < 1:
+            least = math.ceil(math.log((1 - level) / 2) / math.log(claim.bound))
+    elif metric.is_proportion:
+        margin = {
+            ("drop", "<="): claim.bound,
+            ("ratio", ">="): 1 - claim.bound,
+            ("gain", ">="): -claim.bound,
+        }.get((claim.quantity, claim.operator), 0.0)
+        # The ratio spends half of its error on the baseline, see proportion_ratio.
+        confidence = (1 + level) / 2 if claim.quantity == "ratio" else level
+        least = needed_n(margin, confidence) if 0 < margin < 1 else 0
+    if n < max(least, 2):
+        raise ClaimError(
+            f"{claim.text!r} must be decided on at least {max(least, 2):,} examples, even if none "
+            f"changes; got {n:,}. Add examples or widen the claim."
+        )
+
+
+def judge(claim: Claim, comparisons: Sequence[Comparison]) -> Verdict:
+    """Hold the claim against the bad end of the interval, at the worst setting measured.
+
+    Raises:
+        ClaimError: The metric was not measured.
+    """
+    rows = [row for row in comparisons if row.metric == claim.metric]
+    if not rows:
+        raise ClaimError(
+            f"{claim.text!r} must be about something measured; got no {claim.metric!r}. "
+            + suggest(claim.metric, {row.metric for row in comparisons})
+        )
+    ends = [(_bad_end(claim, row), row) for row in rows]
+    worst = max if claim.operator == "<=" else min
+    bound, row = worst(ends, key=lambda pair: pair[0])
+    passed = bound <= claim.bound if claim.operator == "<=" else bound >= claim.bound
+    what = claim.metric if claim.quantity == "value" else f"{claim.metric} {claim.quantity}"
+    where = f" at {row.setting}" if row.setting else ""
+    side = "at most" if claim.operator == "<=" else "at least"
+    reason = (
+        f"{what.capitalize()}{where} is {side} {bound:.6g} ({row.drop.level:.0%} confidence); "
+        f"the claim {'holds' if passed else 'asks for'} {claim.operator} {claim.bound:g}."
+    )
+    return Verdict(claim.text, passed, bound, reason)
+
+
+def _bad_end(claim: Claim, row: Comparison) -> float:
+    top = claim.operator == "<="
+    if claim.quantity == "drop":
+        return row.drop.high if top else row.drop.low
+    if claim.quantity == "gain":
+        return -row.drop.low if top else -row.drop.high
+    if claim.quantity == "ratio":
+        return row.ratio.high if top else row.ratio.low
+    if claim.quantity == "speedup":
+        low, high = (row.ratio.low, row.ratio.high)
+        if row.direction == "higher":
+            return high if top else low
+        return 1 / max(low if top else high, 1e-300)
+    return row.candidate.high if top else row.candidate.low
+
+
+def _scale(text: str, metric: str, quantity: str, unit: str) -> float:
+    if not unit:
+        return 1.0
+    if quantity in {"ratio", "speedup"} or metric in METRICS:
+        units: dict[str, float] = {"x": 1.0} if quantity in {"ratio", "speedup"} else {}
+    else:
+        units = _SCALE[MEASURED[metric]]
+    if unit not in units:
+        raise ClaimError(
+            f"The unit in {text!r} must fit {metric} {quantity}; got {unit!r}. "
+            + (suggest(unit, units) if units else "Write a fraction without a unit, e.g. 0.01.")
+        )
+    return units[unit]

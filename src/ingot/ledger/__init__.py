@@ -1,0 +1,1 @@
+"""The record that shows when it was changed."""

@@ -1,0 +1,1 @@
+"""Load, save, name and take apart models."""

@@ -1,0 +1,1 @@
+"""Versions and the stages that point at them. No evidence, no release."""

@@ -1,0 +1,144 @@
+"""OpenVINO: the fastest engine on most x86 CPUs, in fp32, bf16 and int8."""
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ingot.core.digest import hex_of
+from ingot.core.errors import EngineError
+from ingot.core.extras import is_installed, need
+from ingot.data.data import Array
+from ingot.models.model import Model
+from ingot.runtime._feeding import check_feeds, closed, make_guard, unsupported
+from ingot.runtime.cpu import check_config, has_bf16, thread_count
+from ingot.runtime.engine import Availability, EngineConfig, ExecutedNode, Precision
+
+HINT = {"fp32": "f32", "bf16": "bf16"}
+INTEGER_TYPES = frozenset({"i8", "u8"})
+# A kernel of these types multiplies in the type it reports. Others report the type of their first
+# input or output (an Eltwise between integer layers says u8 and adds floats), so they do not count.
+PRODUCTS = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
+NOT_WORK = frozenset({"Const", "Input", "Output", "Reorder"})
+
+
+class OpenVinoEngine:
+    """Runs ONNX on the CPU plug-in, latency first, one stream."""
+
+    name = "openvino"
+
+    def __init__(self, cache: Path | None = None) -> None:
+        """Make an engine.
+
+        Args:
+            cache: Folder for compiled blobs, which shorten the next start; none if not given.
+                OpenVINO compiles again what is missing, damaged or from another version. Blobs
+                are not covered by the model's digest: only the user who serves may write there.
+        """
+        self.cache = cache
+
+    def available(self) -> Availability:
+        """Say whether openvino is installed."""
+        if not is_installed("openvino"):
+            return Availability(ok=False, reason='pip install "ingot[openvino]"')
+        from importlib.metadata import version
+
+        return Availability(ok=True, version=version("openvino"))
+
+    def precisions(self, model: Model) -> tuple[Precision, ...]:
+        """Return fp32, and bf16 where the CPU multiplies it in hardware."""
+        del model
+        return ("fp32", "bf16") if has_bf16() else ("fp32",)
+
+    def open(self, model: Model, config: EngineConfig) -> "OpenVinoSession":
+        """Read and compile the graph.
+
+        Raises:
+            EngineError: A bad configuration, or an operator that OpenVINO cannot run.
+        """
+        check_config(self.name, config, tuple(HINT))
+        return OpenVinoSession(model, config, self.cache)
+
+
+class OpenVinoSession:
+    """One compiled graph; each calling thread gets an inference request of its own."""
+
+    def __init__(self, model: Model, config: EngineConfig, cache: Path | None) -> None:
+        openvino = need("openvino", extra="openvino", what="The openvino engine")
+        settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": thread_count(config.threads),
+            "INFERENCE_PRECISION_HINT": HINT[config.precision],
+        }
+        if cache is not None:
+            # OpenVINO tells files apart by path and time: one changed in place would be stale
+            settings["CACHE_DIR"] = str(cache / hex_of(model.digest))
+        self.config = config
+        self.signature = model.signature
+        self._guard = make_guard(model.signature)
+        self._names = [spec.name for spec in model.signature.outputs]
+        try:
+            self._compiled = openvino.Core().compile_model(model.onnx_path, "CPU", settings)
+        except RuntimeError as error:
+            raise unsupported(OpenVinoEngine.name, model.onnx_path, str(error)) from error
+        self._local: threading.local | _Closed = threading.local()
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Return every output by name.
+
+        Raises:
+            EngineError: The inputs do not fit.
+        """
+        try:
+            infer: Any = self._local.infer
+        except AttributeError:
+            infer = self._local.infer = self._request()
+        try:
+            self._guard(feeds)
+            found = infer(feeds, share_inputs=True).to_tuple()  # a look-up by name takes 3 us
+            return dict(zip(self._names, found, strict=True))
+        except EngineError:
+            raise
+        except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
+            check_feeds(self.signature, feeds)
+            raise EngineError(
+                f"openvino must be able to run the model on these inputs; it failed: {error}"
+            ) from error
+
+    def executed(self) -> tuple[ExecutedNode, ...]:
+        """Return the nodes of the compiled graph; constants and layout changes are left out.
+
+        Raises:
+            EngineError: The session is closed.
+        """
+        if self._compiled is None:
+            closed()
+        nodes = []
+        for node in self._compiled.get_runtime_model().get_ordered_ops():
+            facts = node.get_rt_info()
+            kind, precision = _text(facts, "layerType"), _text(facts, "runtimePrecision")
+            if kind not in NOT_WORK:
+                is_integer = kind in PRODUCTS and precision in INTEGER_TYPES
+                nodes.append(ExecutedNode(node.get_friendly_name(), kind, is_integer))
+        return tuple(nodes)
+
+    def close(self) -> None:
+        """Free the compiled graph."""
+        self._compiled = None
+        self._local = _Closed()
+
+    def _request(self) -> Any:  # a bound method of openvino.InferRequest
+        compiled = self._compiled
+        return compiled.create_infer_request().infer if compiled is not None else closed
+
+
+class _Closed:
+    infer = staticmethod(closed)
+
+
+def _text(facts: Any, name: str) -> str:  # openvino.RTMap
+    if name not in facts:
+        return ""
+    value = facts[name]
+    return str(getattr(value, "value", value))

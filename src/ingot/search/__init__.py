@@ -1,0 +1,1 @@
+"""Try many recipes and engines, keep the best that proves its claims."""

@@ -1,0 +1,209 @@
+"""The main job: try methods and engines, keep the best that proves its claims."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ingot.compress.recipe import Factory
+from ingot.core.digest import Json
+from ingot.core.errors import EngineError
+from ingot.core.progress import SILENT, Progress
+from ingot.data.data import Data
+from ingot.models.model import Model
+from ingot.models.store import find_model
+from ingot.runtime.engine import Engine
+from ingot.runtime.engines import engines as all_engines
+from ingot.runtime.machine import describe_machine, machine_digest
+from ingot.search.explain import explain, summarize
+from ingot.search.job import Goal, Job, Shape
+from ingot.search.journal import Journal
+from ingot.search.judge import check_claims, judge_all
+from ingot.search.make import make_all
+from ingot.search.output import write_output
+from ingot.search.space import default_trials
+from ingot.search.trial import Outcome, Trial
+
+TIE = 1.02
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a search found.
+
+    Attributes:
+        outcomes: Everything that was tried, in the order it was tried.
+        chosen: The best that keeps every claim; None if nothing does.
+        model: The model of `chosen`; None if nothing was chosen.
+        folder: Where model, evidence, recipe and report were written.
+        summary: The outcome in a sentence.
+        metric: Name of the quality metric.
+        shape: Shape at which latency was measured, e.g. `batch 1 x 128`.
+        notes: Sentences that explain the choice.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    chosen: Outcome | None
+    model: Model | None
+    folder: Path
+    summary: str
+    metric: str
+    shape: str
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the JSON form for `--json`."""
+        return {
+            "summary": self.summary,
+            "metric": self.metric,
+            "shape": self.shape,
+            "chosen": self.chosen.to_json() if self.chosen else None,
+            "outcomes": [outcome.to_json() for outcome in self.outcomes],
+            "notes": list(self.notes),
+            "folder": str(self.folder),
+        }
+
+
+def plan(
+    model: Model, data: Data, *, threads: int = 0, factory: Factory | None = None
+) -> tuple[Trial, ...]:
+    """Return what `optimize` would try on this machine, without trying it.
+
+    Methods that need a calibration split are left out when the data have none.
+    """
+    trials = default_trials(model, _available(factory), threads=threads)
+    return tuple(
+        trial
+        for trial in trials
+        if all(need in data.splits for m in trial.recipe.methods for need in m.needs - {"labels"})
+    )
+
+
+def optimize(
+    model: Model,
+    data: Data,
+    *,
+    require: Sequence[str] = (),
+    goal: Goal = "latency",
+    shapes: Sequence[Shape] = ((1, None),),
+    split: str = "test",
+    threads: int = 0,
+    out: Path | str = "best",
+    trials: Sequence[Trial] | None = None,
+    factory: Factory | None = None,
+    seed: int = 0,
+    fresh: bool = False,
+    progress: Progress = SILENT,
+) -> Result:
+    """Try methods and engines on a model, prove what changed, and write the best that holds.
+
+    An interrupted run goes on where it stopped when it is called again with the same model, data,
+    claims, shapes and trials on the same machine.
+
+    Args:
+        model: The float model.
+        data: Needs the split `calibration` for static quantization and the split to judge on.
+        require: Claims such as `"accuracy drop <= 0.005"`; the candidate must keep all of them on
+            the bad end of their intervals. Without claims a default is taken from the task.
+        goal: What to be best at among those that keep the claims.
+        shapes: (batch, sequence) at which latency is measured; the first one counts.
+        split: Split that quality is judged on.
+        threads: Threads per call; 0 is every physical core.
+        out: Folder to write: model, evidence, recipe and report.
+        trials: What to try; by default what is worth trying for this architecture.
+        factory: Builds the torch network of `model`; adds torch engines and torch methods.
+        seed: Every random choice.
+        fresh: Forget what an interrupted run finished.
+        progress: Where work reports.
+
+    Raises:
+        ClaimError: A claim cannot be parsed, or this data could never decide it.
+        DataError: The data do not fit the model.
+        EngineError: No engine runs the model at all.
+    """
+    job = Job(
+        model,
+        data,
+        tuple(require) or default_claims(data),
+        goal,
+        tuple(shapes),
+        split,
+        seed,
+        factory,
+    )
+    check_claims(job)
+    tried = (
+        tuple(trials) if trials is not None else plan(model, data, threads=threads, factory=factory)
+    )
+    journal = Journal.of(job.digest(tried, machine_digest(describe_machine())))
+    if fresh:
+        journal.forget()
+    made = make_all(job, tried, journal, progress)
+    judged = judge_all(job, made, journal, progress)
+    outcomes, chosen = choose_best(judged.outcomes, goal)
+    result = Result(
+        outcomes,
+        chosen,
+        find_model(chosen.model) if chosen else None,
+        Path(out),
+        summarize(chosen, judged.best_float, len(outcomes)),
+        judged.metric,
+        judged.shape,
+        explain(outcomes, chosen, judged.metric),
+    )
+    write_output(job, result, judged.best_float, progress)
+    return result
+
+
+def default_claims(data: Data) -> tuple[str, ...]:
+    """Return the claim that is taken when none is made: one point, or 99 % agreement."""
+    return {
+        "classification": ("accuracy drop <= 0.01",),
+        "similarity": ("spearman drop <= 0.01",),
+        "regression": ("pearson drop <= 0.01",),
+        "none": ("cosine >= 0.99",),
+    }[data.task.value]
+
+
+def choose_best(
+    outcomes: Sequence[Outcome], goal: Goal
+) -> tuple[tuple[Outcome, ...], Outcome | None]:
+    """Return the outcomes, and the best that keeps every claim with its reason filled in.
+
+    Candidates within two per cent of the best are a tie that a next run may turn round: among them
+    the one with the higher quality is kept, then the smaller one, then the one tried first.
+    """
+    holding = [o for o in outcomes if o.passed and o.ran]
+    if not holding:
+        return tuple(outcomes), None
+    limit = min(_cost(o, goal) for o in holding) * TIE
+    best = min((o for o in holding if _cost(o, goal) <= limit), key=_preference)
+    kept = replace(best, reason=f"kept: best {goal} of the {len(holding)} that hold every claim")
+    return tuple(kept if o is best else o for o in outcomes), kept
+
+
+def _cost(outcome: Outcome, goal: Goal) -> float:
+    assert outcome.latency is not None
+    if goal == "size":
+        return float(outcome.size_bytes)
+    return 1 / outcome.throughput if goal == "throughput" else outcome.latency.value
+
+
+def _preference(outcome: Outcome) -> tuple[float, int]:
+    assert outcome.quality is not None
+    return -outcome.quality.value, outcome.size_bytes
+
+
+def _available(factory: Factory | None) -> Mapping[str, Engine]:
+    """Return the engines that work here.
+
+    Raises:
+        EngineError: None does.
+    """
+    found = all_engines(factory)
+    ready = {name: engine for name, engine in found.items() if engine.available().ok}
+    if not ready:
+        reasons = "; ".join(f"{name}: {e.available().reason}" for name, e in found.items())
+        raise EngineError(
+            f"At least one engine must work here; got none ({reasons}). Run `ingot doctor`."
+        )
+    return ready

@@ -1,0 +1,113 @@
+"""What is worth trying, by architecture: a prior, ordered from the safest to the boldest."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Literal
+
+import onnx
+
+from ingot.compress.method import Method
+from ingot.compress.quantize.dynamic import QuantizeDynamic
+from ingot.compress.quantize.static import QuantizeStatic
+from ingot.compress.quantize.weights import QuantizeWeights
+from ingot.compress.recipe import Recipe
+from ingot.models.model import Model
+from ingot.runtime.cpu import thread_count
+from ingot.runtime.engine import Engine, EngineConfig
+from ingot.search.trial import Trial
+
+Architecture = Literal["transformer", "cnn", "dense"]
+
+
+def architecture(model: Model) -> Architecture:
+    """Return what kind of network this is, by its operators, not by its name.
+
+    Softmax between matrix products makes a transformer; convolutions make a CNN; the rest is dense.
+    """
+    graph = onnx.load(model.onnx_path, load_external_data=False).graph
+    operators = Counter(node.op_type for node in graph.node)
+    products = operators["MatMul"] + operators["Gemm"] + operators["Attention"]
+    if operators["Conv"] and operators["Conv"] * 2 >= products:
+        return "cnn"
+    if (operators["Softmax"] and products) or operators["Attention"]:
+        return "transformer"
+    return "dense"
+
+
+def default_trials(
+    model: Model, engines: Mapping[str, Engine], *, threads: int
+) -> tuple[Trial, ...]:
+    """Return the float model on every engine, then int8 forms on the engines that run them.
+
+    Args:
+        model: The float model.
+        engines: Engines that are available here, by name.
+        threads: Threads per call; 0 is every physical core.
+    """
+    threads = thread_count(threads)  # written down as a number: evidence says what ran
+    floats = [
+        Trial(Recipe(), EngineConfig(name, precision, threads))
+        for name, engine in engines.items()
+        for precision in engine.precisions(model)
+    ]
+    return (*floats, *_integers(architecture(model), model, engines, threads))
+
+
+def _integers(
+    kind: Architecture, model: Model, engines: Mapping[str, Engine], threads: int
+) -> list[Trial]:
+    trials = []
+    for name, rest, methods in _PRIOR[kind]:
+        if name not in engines:
+            continue
+        # What stays float in a quantized graph runs in fp32, or in the narrowest type there is.
+        precisions = engines[name].precisions(model)
+        precision = precisions[0] if rest == "fp32" else precisions[-1]
+        found = [
+            Trial(Recipe((method,)), EngineConfig(name, precision, threads)) for method in methods
+        ]
+        trials += [trial for trial in found if trial not in trials]
+    return trials
+
+
+# The order is what paid most often on the models of benchmarks/results/first_light.json. Attention
+# products and SmoothQuant help transformers on OpenVINO; CNNs are all integer, so what the float rest
+# runs in makes no difference there.
+_PRIOR: dict[
+    Architecture, tuple[tuple[str, Literal["fp32", "narrow"], tuple[Method, ...]], ...]
+] = {
+    "transformer": (
+        (
+            "openvino",
+            "narrow",
+            (
+                QuantizeStatic(attention=True),
+                QuantizeStatic(attention=True, smooth=0.95),
+                QuantizeStatic(attention=True, observer="min-max"),
+                QuantizeStatic(),
+                QuantizeWeights(),
+            ),
+        ),
+        ("openvino", "fp32", (QuantizeStatic(attention=True),)),
+        ("onnxruntime", "fp32", (QuantizeDynamic(), QuantizeStatic())),
+    ),
+    "cnn": (
+        (
+            "openvino",
+            "fp32",
+            (
+                QuantizeStatic(),
+                QuantizeStatic(observer="moving-average"),
+                QuantizeStatic(observer="mse"),
+                QuantizeStatic(observer="percentile"),
+                QuantizeStatic(observer="entropy"),
+            ),
+        ),
+        ("openvino", "narrow", (QuantizeWeights(),)),
+        ("onnxruntime", "fp32", (QuantizeStatic(), QuantizeStatic(observer="min-max"))),
+    ),
+    "dense": (
+        ("openvino", "narrow", (QuantizeStatic(), QuantizeWeights())),
+        ("onnxruntime", "fp32", (QuantizeDynamic(), QuantizeStatic())),
+    ),
+}

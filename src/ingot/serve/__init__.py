@@ -1,0 +1,1 @@
+"""Endpoints: a released version that answers requests."""

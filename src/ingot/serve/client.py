@@ -1,0 +1,141 @@
+"""A small client of the Open Inference Protocol v2, on the standard library alone."""
+
+import http.client
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import numpy as np
+
+from ingot.core.errors import ServeError
+from ingot.data.data import Array
+from ingot.models.model import Signature, TensorSpec
+from ingot.serve.datatypes import NUMPY_OF, wire_name
+
+
+def predict(
+    url: str,
+    name: str,
+    inputs: Mapping[str, Array],
+    *,
+    timeout_s: float = 30,
+    headers: Mapping[str, str] | None = None,
+) -> tuple[dict[str, Array], dict[str, str]]:
+    """Ask an endpoint for one inference.
+
+    Args:
+        url: Address of the server, e.g. `http://127.0.0.1:8000`.
+        name: Name of the model there.
+        inputs: Arrays by input name, dtypes as in the model's signature.
+        timeout_s: Seconds to wait for each step of the exchange.
+        headers: More request headers, e.g. `{"ingot-unit": "robot-7"}`.
+
+    Returns:
+        Arrays by output name, and the response headers with lower-case names; `ingot-version` and
+        `ingot-model` say which version and model answered.
+
+    Raises:
+        ServeError: No answer, or the server refused; its own message is quoted.
+    """
+    body = json.dumps({"inputs": [_write(n, np.asarray(a)) for n, a in inputs.items()]}).encode()
+    path = f"/v2/models/{quote(name, safe='')}/infer"
+    sent = {"content-type": "application/json"} | dict(headers or {})
+    answer, received = _ask(url, "POST", path, body=body, headers=sent, timeout_s=timeout_s)
+    return {tensor["name"]: _read(tensor) for tensor in answer["outputs"]}, received
+
+
+def fetch_signature(url: str, name: str, *, timeout_s: float = 30) -> Signature:
+    """Ask an endpoint what a model takes and gives.
+
+    Args:
+        url: Address of the server.
+        name: Name of the model there.
+        timeout_s: Seconds to wait for each step of the exchange.
+
+    Raises:
+        ServeError: No answer, or the server refused; its own message is quoted.
+    """
+    path = f"/v2/models/{quote(name, safe='')}"
+    answer, _ = _ask(url, "GET", path, body=None, headers={}, timeout_s=timeout_s)
+    return Signature(
+        tuple(_spec(row) for row in answer["inputs"]),
+        tuple(_spec(row) for row in answer["outputs"]),
+    )
+
+
+# Any below is parsed JSON; what it must hold is the protocol's promise.
+def _ask(
+    url: str,
+    method: str,
+    path: str,
+    *,
+    body: bytes | None,
+    headers: Mapping[str, str],
+    timeout_s: float,
+) -> tuple[Any, dict[str, str]]:
+    parts = urlsplit(url)
+    kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
+    if parts.scheme not in kinds or not parts.hostname:
+        raise ServeError(
+            f"An endpoint's address must be http://HOST:PORT or https://...; got {url!r}. "
+            "Copy it from what `ingot serve` printed."
+        )
+    connection = kinds[parts.scheme](parts.hostname, parts.port, timeout=timeout_s)
+    try:
+        # a server that refuses a large body hangs up while we send; its answer is there to be read
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.request(method, parts.path.rstrip("/") + path, body, dict(headers))
+        response = connection.getresponse()
+        payload = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise ServeError(
+            f"An endpoint must answer at {url}; got {error!r}. "
+            "Start it with: ingot serve NAME@STAGE"
+        ) from error
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise ServeError(f"{url} answered {response.status}: {_message(payload)}")
+    try:
+        return json.loads(payload), {k.lower(): v for k, v in response.getheaders()}
+    except ValueError as error:
+        raise ServeError(
+            f"{url} must answer in JSON; got {payload[:80]!r}. Is it an inference server?"
+        ) from error
+
+
+def _message(payload: bytes) -> str:
+    try:
+        return str(json.loads(payload)["error"])
+    except (ValueError, KeyError, TypeError):
+        return payload[:200].decode(errors="replace")
+
+
+def _write(name: str, array: Array) -> dict[str, object]:
+    datatype = wire_name(array.dtype.name)
+    if datatype not in NUMPY_OF:
+        raise ServeError(
+            f"Input {name!r} must be one of {', '.join(NUMPY_OF)}; got {array.dtype}. Convert it."
+        )
+    values = array.ravel()
+    if array.dtype.kind == "f" and not np.isfinite(values).all():
+        # JSON has no NaN: null stands for it; an infinity has no form at all
+        if np.isinf(values).any():
+            raise ServeError(f"Input {name!r} must not hold infinities; JSON has none. Clip it.")
+        data: list[object] = [None if value != value else value for value in values.tolist()]
+    else:
+        data = values.tolist()
+    return {"name": name, "datatype": datatype, "shape": list(array.shape), "data": data}
+
+
+def _read(tensor: Any) -> Array:
+    # numpy reads the null that stands for NaN
+    return np.array(tensor["data"], NUMPY_OF[tensor["datatype"]]).reshape(tensor["shape"])
+
+
+def _spec(row: Any) -> TensorSpec:
+    shape = [f"axis{i}" if size == -1 else size for i, size in enumerate(row["shape"])]
+    axes = (row.get("parameters") or {}).get("axes") or shape
+    return TensorSpec(row["name"], NUMPY_OF.get(row["datatype"], row["datatype"]), tuple(axes))

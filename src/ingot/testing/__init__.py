@@ -1,0 +1,1 @@
+"""Kit for people who write methods and engines."""

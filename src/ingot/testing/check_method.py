@@ -1,0 +1,83 @@
+"""The contract that every compression method keeps, as one function."""
+
+from dataclasses import fields, is_dataclass
+
+import numpy as np
+
+from ingot.compress.method import Method
+from ingot.compress.recipe import Factory, Recipe, make_method
+from ingot.core.digest import canonical_json
+from ingot.data.data import Data
+from ingot.models.feeds import feeds_for
+from ingot.models.model import Model
+from ingot.models.store import folder_digest, open_model
+from ingot.runtime.engine import EngineConfig
+from ingot.runtime.engines import open_session
+
+
+def check_method(
+    method: Method, model: Model, data: Data, *, factory: Factory | None = None
+) -> Model:
+    """Check that a method keeps the contract, on a small model and data of its author's choice.
+
+    What is checked: it is a frozen dataclass with a docstring; it survives the trip through TOML;
+    equal settings have equal digests; it reads only what it declares; it leaves the given model
+    alone; the same seed gives the same bytes; the result opens, has the same inputs and outputs,
+    and answers with finite numbers.
+
+    Args:
+        method: The method to check.
+        model: A model it can change.
+        data: Data with the splits it needs.
+        factory: Builds the torch network of `model`, for methods that edit torch modules.
+
+    Returns:
+        The changed model.
+
+    Raises:
+        AssertionError: The first rule that is broken, in words.
+    """
+    _check_value(method)
+    before = folder_digest(model.path)
+    recipe = Recipe((method,))
+    first = recipe.apply(model, data, factory=factory, seed=0)
+    second = recipe.apply(model, data, factory=factory, seed=0)
+    assert folder_digest(model.path) == before, "apply must not change the model it was given"
+    assert first.digest == second.digest, "the same seed must give the same bytes"
+    assert open_model(first.path).digest == first.digest, "the result must open again"
+    assert first.lineage.parent == model.digest, "the result must name its parent"
+    _check_answers(method, model, first, data)
+    return first
+
+
+def _check_value(method: Method) -> None:
+    cls = type(method)
+    assert isinstance(method, Method), f"{cls.__name__} must derive from Method"
+    assert is_dataclass(method), f"{cls.__name__} must be a dataclass"
+    assert cls.__dataclass_params__.frozen, f"{cls.__name__} must be frozen"  # type: ignore[attr-defined] # set by @dataclass
+    assert cls.__doc__, f"{cls.__name__} must have a docstring"
+    canonical_json(dict(method.settings))
+    values = {f.name: getattr(method, f.name) for f in fields(cls)}
+    assert cls(**values).digest == method.digest, "equal settings must have equal digests"
+    if "<locals>" not in method.name:
+        again = make_method(method.name, method.settings)
+        assert again.digest == method.digest, "a method must survive the trip through TOML"
+
+
+def _check_answers(method: Method, before: Model, after: Model, data: Data) -> None:
+    names = [[spec.name for spec in group] for m in (before, after) for group in _specs(m)]
+    assert names[0] == names[2], "the result must have the same inputs"
+    assert names[1] == names[3], "the result must have the same outputs"
+    engine = min(method.engines) if method.engines else "onnxruntime"
+    split = next(iter(data.splits.values())).take([0])
+    with_closing = open_session(after, EngineConfig(engine=engine, threads=1))
+    try:
+        outputs = with_closing.run(feeds_for(after.signature, split.inputs))
+    finally:
+        with_closing.close()
+    for name, value in outputs.items():
+        assert np.isfinite(value).all(), f"output {name!r} must be finite"
+
+
+def _specs(model: Model) -> tuple[tuple[object, ...], ...]:
+    return model.signature.inputs, model.signature.outputs

@@ -1,0 +1,111 @@
+import dataclasses
+import sqlite3
+
+import pytest
+
+from ingot.core.errors import EvidenceError, LedgerError, ModelError
+from ingot.evaluate.evidence import Evidence, Verdict
+from ingot.models.model import Lineage
+from ingot.models.store import store_model
+from ingot.registry.registry import Registry
+from ingot.runtime.engine import EngineConfig
+from ingot.testing.tiny import tiny_cnn
+
+
+def prove(model, seed=0):
+    verdicts = (Verdict("size ratio <= 0.5", True, 0.3, "because"),)
+    config = EngineConfig()
+    return Evidence(model.digest, "b", "d", "m", {}, config, config, (), verdicts, seed=seed)
+
+
+@pytest.fixture
+def registry(tmp_path):
+    with Registry.open(tmp_path / "home") as opened:
+        yield opened
+
+
+@pytest.fixture
+def model(tmp_path):
+    return store_model(tiny_cnn(), lineage=Lineage("onnx"), root=tmp_path / "home" / "store")
+
+
+@pytest.fixture
+def version(registry, model):
+    return registry.release("digits", model, prove(model))
+
+
+def tamper(registry, statement, *values):
+    for verb in ("update", "delete"):
+        for table in ("versions", "moves"):
+            registry.ledger.connection.execute(f"DROP TRIGGER {table}_no_{verb}")
+    registry.ledger.connection.execute(statement, values)
+
+
+@pytest.mark.parametrize("sql", ["DELETE FROM versions", "UPDATE versions SET model = 'x'"])
+def test_a_version_cannot_be_changed_while_the_triggers_stand(registry, version, sql):
+    with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+        registry.ledger.connection.execute(sql)
+
+
+def test_a_model_swapped_in_the_row_is_not_resolved(registry, version):
+    tamper(registry, "UPDATE versions SET model = ?", "sha256:" + "0" * 64)
+
+    with pytest.raises(LedgerError, match="must say what ledger entry 0 says"):
+        registry.resolve("digits")
+
+
+def test_a_stage_moved_in_the_row_is_not_resolved(registry, model, version):
+    registry.release("digits", model, prove(model, seed=1))
+    registry.promote("digits", 1, "prod")
+    tamper(registry, "UPDATE moves SET number = 2")
+
+    with pytest.raises(LedgerError, match="must say what ledger entry 2 says"):
+        registry.resolve("digits@prod")
+
+
+def test_a_model_changed_in_the_store_is_not_released(registry, model):
+    (model.path / "model.onnx").write_bytes(tiny_cnn(seed=1).SerializeToString())
+
+    with pytest.raises(ModelError, match="files were changed"):
+        registry.release("digits", model, prove(model))
+
+
+def test_a_model_that_names_another_digest_is_not_released(registry, model, tmp_path):
+    plain = model.path.rename(model.path.parent / "plain")
+    claimed = dataclasses.replace(model, path=plain, digest="sha256:" + "0" * 64)
+
+    with pytest.raises(ModelError, match="must be the one in its folder"):
+        registry.release("digits", claimed, prove(claimed))
+
+
+def test_a_model_changed_in_the_store_is_not_given_out(registry, model, version):
+    (model.path / "model.onnx").write_bytes(tiny_cnn(seed=1).SerializeToString())
+
+    with pytest.raises(ModelError, match="files were changed"):
+        registry.model_of(version)
+
+
+def evidence_file(tmp_path):
+    return next((tmp_path / "home" / "evidence").iterdir())
+
+
+def test_changed_evidence_is_not_given_out(registry, version, tmp_path):
+    path = evidence_file(tmp_path)
+    path.write_text(path.read_text().replace("0.5", "0.9"))
+
+    with pytest.raises(EvidenceError, match="must have the digest it was released with"):
+        registry.evidence_of(version)
+
+
+def test_evidence_that_is_not_json_is_not_given_out(registry, version, tmp_path):
+    evidence_file(tmp_path).write_text("{")
+
+    with pytest.raises(EvidenceError, match="not JSON"):
+        registry.evidence_of(version)
+
+
+def test_removed_evidence_is_named(registry, version, tmp_path):
+    evidence_file(tmp_path).unlink()
+
+    with pytest.raises(EvidenceError, match="must be kept beside the registry"):
+        registry.evidence_of(version)

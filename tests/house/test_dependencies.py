@@ -1,0 +1,53 @@
+"""Few dependencies in the core; extras only where they are used."""
+
+import ast
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "ingot"
+CORE_WALL = 9
+SERVING = {"starlette", "uvicorn", "msgspec", "prometheus_client", "uvloop", "httptools"}
+EXTRAS = {"torch", "onnxscript", "openvino", "transformers", "pyarrow", "PIL", "jinja2", *SERVING}
+
+
+def eager_imports(tree):
+    """Give the top package of every import that runs when the module is imported."""
+    waiting = list(ast.iter_child_nodes(tree))
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting.extend(node.orelse)
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.split(".")[0]
+        waiting.extend(ast.iter_child_nodes(node))
+
+
+def test_the_core_has_few_dependencies():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+    assert len(project["dependencies"]) <= CORE_WALL
+
+
+def test_extras_are_imported_where_they_are_used():
+    found = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        allowed = SERVING if path.relative_to(SOURCE).parts[0] == "serve" else set()
+        names = set(eager_imports(ast.parse(path.read_text(encoding="utf-8"))))
+        found += [f"{path.relative_to(ROOT)}: {name}" for name in names & EXTRAS - allowed]
+
+    assert found == []
+
+
+def test_eager_imports_are_told_from_late_ones():
+    tree = ast.parse(
+        "import torch.nn\nif TYPE_CHECKING:\n    import PIL\ndef f():\n    import jinja2\n"
+        "try:\n    from openvino import Core\nexcept ImportError:\n    raise\n"
+    )
+
+    assert set(eager_imports(tree)) == {"torch", "openvino"}

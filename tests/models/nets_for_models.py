@@ -1,0 +1,27 @@
+"""Torch factories that the tests of this room name by label."""
+
+import torch
+from torch import nn
+
+
+class Dense(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.first(x)))
+
+
+def dense() -> Dense:
+    torch.manual_seed(0)
+    return Dense()
+
+
+def not_a_module() -> int:
+    return 3
+
+
+def example_inputs():
+    return {"x": torch.zeros(1, 4)}

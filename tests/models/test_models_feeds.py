@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+
+from ingot.core.errors import DataError
+from ingot.models.feeds import feeds_for
+from ingot.models.model import Signature, TensorSpec
+
+IMAGE = Signature((TensorSpec("image", "float32", ("batch", 1, 8, 8)),), ())
+TOKENS = Signature(
+    tuple(TensorSpec(n, "int64", ("batch", "sequence")) for n in ("input_ids", "attention_mask")),
+    (),
+)
+
+
+def test_the_star_is_the_only_input():
+    feeds = feeds_for(IMAGE, {"*": np.zeros((2, 1, 8, 8))})
+
+    assert feeds["image"].dtype == np.float32
+
+
+def test_the_star_is_refused_where_there_are_two_inputs():
+    with pytest.raises(DataError, match="Name them: input_ids, attention_mask"):
+        feeds_for(TOKENS, {"*": np.zeros((2, 3), np.int64)})
+
+
+def test_an_unknown_name_gets_a_suggestion():
+    with pytest.raises(DataError, match="Did you mean 'image'"):
+        feeds_for(IMAGE, {"imag": np.zeros((2, 1, 8, 8))})
+
+
+def test_a_missing_input_is_named():
+    with pytest.raises(DataError, match="'attention_mask' is missing"):
+        feeds_for(TOKENS, {"input_ids": np.zeros((2, 3), np.int64)})
+
+
+def test_narrow_integers_are_widened():
+    ids = np.ones((2, 3), np.int32)
+
+    assert (
+        feeds_for(TOKENS, dict.fromkeys(("input_ids", "attention_mask"), ids))["input_ids"].dtype
+        == np.int64
+    )
+
+
+def test_floats_are_not_cut_to_integers():
+    ids = np.ones((2, 3), np.float32)
+
+    with pytest.raises(DataError, match="must be int64; got float32"):
+        feeds_for(TOKENS, dict.fromkeys(("input_ids", "attention_mask"), ids))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"), [((1, 8, 8), "must have 4 axes"), ((2, 1, 8, 9), "axis 3 is 9, not 8")]
+)
+def test_a_wrong_shape_is_refused(shape, message):
+    with pytest.raises(DataError, match=message):
+        feeds_for(IMAGE, {"image": np.zeros(shape, np.float32)})
+
+
+def test_rows_must_agree():
+    ids, mask = np.ones((2, 3), np.int64), np.ones((3, 3), np.int64)
+
+    with pytest.raises(DataError, match="agree in rows; 'input_ids' has 2"):
+        feeds_for(TOKENS, {"input_ids": ids, "attention_mask": mask})

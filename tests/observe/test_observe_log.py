@@ -1,0 +1,117 @@
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from ingot.observe.log import ObservationLog, Summary
+from ingot.observe.observation import Observation
+
+FULL = Observation(
+    "r1", 12.5, "digits", "sha256:v", "user", "b", 0.25, "act", "in", "out", 503, 1.5,
+    "curl", "eu", 7, "cat", 0.9, 0.1, True, "dog", 1.0, "ep", 3,
+)  # fmt: skip
+PLAIN = Observation("r2", 13.5, "digits", "sha256:v")
+
+
+@pytest.fixture
+def log(tmp_path):
+    with ObservationLog(tmp_path / "observations.sqlite") as opened:
+        yield opened
+
+
+def test_what_was_recorded_comes_back_field_by_field(log):
+    log.record(FULL)
+    log.record(PLAIN)
+
+    assert list(log.read()) == [FULL, PLAIN]
+
+
+def test_read_selects_by_time_and_endpoint(log):
+    other = replace(PLAIN, endpoint="faces", time=20.0)
+    for observation in (FULL, PLAIN, other):
+        log.record(observation)
+
+    assert list(log.read(since=13.5)) == [PLAIN, other]
+    assert list(log.read(endpoint="faces")) == [other]
+    assert list(log.read(since=14.0, endpoint="digits")) == []
+
+
+def test_everything_is_on_disk_after_close(tmp_path):
+    log = ObservationLog(tmp_path / "o.sqlite")
+    for i in range(100):
+        log.record(replace(PLAIN, request_id=str(i)))
+    log.close()
+    log.close()
+
+    assert [o.request_id for o in log.read()] == [str(i) for i in range(100)]
+    assert log.dropped == 0
+
+
+def test_a_full_queue_drops_and_counts(tmp_path):
+    with ObservationLog(tmp_path / "o.sqlite", capacity=2, flush_s=0.5) as log:
+        with log._write_lock:
+            for _ in range(5):
+                log.record(PLAIN)
+
+        assert log.dropped == 3
+        assert len(list(log.read())) == 2
+
+
+def test_recording_after_close_drops_and_counts(tmp_path):
+    log = ObservationLog(tmp_path / "o.sqlite")
+    log.close()
+
+    log.record(PLAIN)
+
+    assert log.dropped == 1
+
+
+@pytest.mark.parametrize(
+    "bad", [{"latency_ms": float("nan")}, {"step": 2**70}, {"request_id": "\ud800"}]
+)
+def test_an_observation_that_cannot_be_stored_does_not_take_others_with_it(log, bad):
+    for observation in (FULL, replace(PLAIN, **bad), PLAIN):
+        log.record(observation)
+
+    assert list(log.read()) == [FULL, PLAIN]
+    assert log.dropped == 1
+
+
+def test_summary_counts_statuses_and_takes_nearest_ranks(log):
+    for i in range(1, 21):
+        log.record(replace(PLAIN, latency_ms=float(i), status=500 if i > 18 else 200))
+    log.record(replace(PLAIN, endpoint="faces", latency_ms=1000.0))
+
+    assert log.summary("digits") == Summary("digits", 20, {200: 18, 500: 2}, 10.0, 19.0)
+
+
+def test_summary_of_an_endpoint_without_requests_has_no_latency(log):
+    assert log.summary("digits") == Summary("digits", 0, {}, None, None)
+
+
+@pytest.mark.parametrize("options", [{"capacity": 0}, {"flush_s": 0.0}, {"flush_s": 1.0}])
+def test_options_out_of_range_are_refused(tmp_path, options):
+    with pytest.raises(ValueError, match="needs capacity >= 1"):
+        ObservationLog(tmp_path / "o.sqlite", **options)
+
+
+def test_a_killed_process_keeps_what_the_thread_flushed(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from ingot.observe.log import ObservationLog\n"
+        "from ingot.observe.observation import Observation\n"
+        "log = ObservationLog(Path(sys.argv[1]), flush_s=0.05)\n"
+        "log.record(Observation('r', 1.0, 'digits', 'v'))\n"
+        "while log._pending: time.sleep(0.01)\n"
+        "log._write_lock.acquire(); print('flushed', flush=True); time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "o.sqlite")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "flushed\n"
+        os.kill(process.pid, signal.SIGKILL)
+
+    with ObservationLog(tmp_path / "o.sqlite") as log:
+        assert [o.request_id for o in log.read()] == ["r"]
