@@ -199,7 +199,7 @@ def test_a_bucket_session_executes_and_closes_what_it_wraps():
     assert session.executed() == echo.executed()
 
 
-@pytest.mark.parametrize("buckets", [(), (0, 4), (8, 4), (4, 4)])
+@pytest.mark.parametrize("buckets", [(0, 4), (8, 4), (4, 4)])
 def test_buckets_must_be_positive_and_ascending(buckets):
     with pytest.raises(EngineError, match="positive and ascending"):
         BucketSession(EchoSession(), buckets)

@@ -26,6 +26,11 @@ def quantized(model, inputs, root):
     return Recipe((QuantizeStatic(),)).apply(model, data, root=root)
 
 
+def each(session):
+    """Return the sessions behind one with buckets that are open by now."""
+    return [*session._single.values(), *([session._rest] if session._rest else [])]
+
+
 def acme_model(root):
     spec = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 4]) for n in "xy"]
     node = helper.make_node("Foo", ["x"], ["y"], name="my_foo", domain="com.acme")
@@ -41,6 +46,45 @@ def test_openvino_keeps_the_contract_on_a_cnn(cnn, images):
 
 def test_openvino_keeps_the_contract_on_an_encoder(encoder, tokens):
     check_engine(OpenVinoEngine(), encoder, tokens)
+
+
+def test_openvino_keeps_the_contract_with_buckets(encoder, tokens):
+    width = tokens["attention_mask"].shape[1]
+    config = EngineConfig("openvino", threads=1, buckets=(width // 2, width))
+
+    check_engine(OpenVinoEngine(), encoder, tokens, config=config)
+
+
+def test_a_row_as_wide_as_a_bucket_runs_in_a_graph_of_that_shape_alone(encoder, tokens):
+    width = tokens["attention_mask"].shape[1]
+    config = EngineConfig("openvino", threads=1, buckets=(width,))
+    session = OpenVinoEngine().open(encoder, config)
+    shapes = [[tuple(i.partial_shape) for i in s._compiled.inputs] for s in each(session)]
+
+    session.run({name: array[:1] for name, array in tokens.items()})
+    after_one = len(each(session))
+    session.run(tokens)
+
+    assert {(1, width)} == {tuple(axis.get_length() for axis in s) for s in shapes[0]}
+    assert (after_one, len(each(session))) == (1, 2)
+
+
+@pytest.mark.parametrize("buckets", [(0, 8), (8, 4), (4, 4)])
+def test_openvino_refuses_buckets_that_do_not_ascend_before_it_compiles(
+    encoder, buckets, monkeypatch
+):
+    monkeypatch.setattr(openvino_engine, "OpenVinoSession", None)
+
+    with pytest.raises(EngineError, match="positive and ascending"):
+        OpenVinoEngine().open(encoder, EngineConfig("openvino", threads=1, buckets=buckets))
+
+
+def test_openvino_ignores_buckets_where_no_mask_says_what_is_padding(cnn, images):
+    config = EngineConfig("openvino", threads=1, buckets=(4,))
+
+    session = OpenVinoEngine().open(cnn, config)
+
+    assert isinstance(session, openvino_engine.OpenVinoSession)
 
 
 def test_openvino_computes_what_the_reference_evaluator_computes(cnn, images):

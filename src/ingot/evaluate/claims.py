@@ -1,4 +1,4 @@
-"""Claims: sentences such as `accuracy drop <= 0.01`, kept only if the bad end of the interval keeps them."""
+"""Claims such as `accuracy drop <= 0.01`: kept only if the bad end of the interval keeps them."""
 
 import math
 import re
@@ -8,7 +8,7 @@ from typing import Literal
 
 from ingot.core.errors import ClaimError
 from ingot.core.names import suggest
-from ingot.evaluate.evidence import Comparison, Verdict
+from ingot.evaluate.evidence import Comparison, Evidence, Verdict
 from ingot.evaluate.intervals import needed_n
 from ingot.evaluate.metrics import METRICS
 
@@ -92,7 +92,7 @@ def parse_claim(text: str) -> Claim:
 
 
 def check_decidable(claim: Claim, n: int, level: float = 0.95) -> None:
-    """Refuse a claim on quality that a candidate without any change could not pass with `n` examples.
+    """Refuse a claim on quality that even an unchanged candidate could not pass with `n` examples.
 
     Raises:
         ClaimError: The sample is too small; the size it would take is named.
@@ -144,6 +144,11 @@ def judge(claim: Claim, comparisons: Sequence[Comparison]) -> Verdict:
         f"the claim {'holds' if passed else 'asks for'} {claim.operator} {claim.bound:g}."
     )
     return Verdict(claim.text, passed, bound, reason)
+
+
+def judge_again(evidence: Evidence) -> tuple[Verdict, ...]:
+    """Return the verdicts that the comparisons of this evidence lead to, whatever it says itself."""
+    return tuple(judge(parse_claim(v.claim), evidence.comparisons) for v in evidence.verdicts)
 
 
 def _bad_end(claim: Claim, row: Comparison) -> float:

@@ -1,7 +1,8 @@
 """The verb `compare`: run two models on the same data and machine, and say what changed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from ingot.evaluate.evidence import ChangedExample, Comparison, Evidence, Interv
 from ingot.evaluate.intervals import (
     UNBOUNDED,
     Floats,
+    largest_influence,
     paired_bootstrap,
     paired_difference,
     proportion,
@@ -23,13 +25,19 @@ from ingot.evaluate.intervals import (
 from ingot.evaluate.metrics import DEFAULTS, METRICS, Metric, cosine_rows
 from ingot.models.feeds import feeds_for
 from ingot.models.model import Model
+from ingot.runtime.buckets import MASK, longest, run_rows
 from ingot.runtime.cold_start import cold_start, footprint, peak_rss
 from ingot.runtime.engine import EngineConfig
+from ingot.runtime.engines import open_session
 from ingot.runtime.feeds import feeds_at
 from ingot.runtime.machine import describe_machine, machine_digest
 from ingot.runtime.measure import Candidate, Measurement, Shape, latency_ratio, measure
 
+if TYPE_CHECKING:
+    from torch.nn import Module
+
 _MOST_CHANGED = 50
+_RUNS = 6  # fresh processes: their range is a 97 % interval of the median
 
 
 def compare(
@@ -86,6 +94,7 @@ def compare(
     progress.step("predicting with the candidate", 1, 4)
     after = predict_split(candidate, config, examples, output=output)
     check_labels(data, examples, after)
+    check_alike(before, after)
     sides = (
         Candidate("baseline", baseline, baseline_config),
         Candidate("candidate", candidate, config),
@@ -126,7 +135,12 @@ def plan(
 
 
 def predict_split(
-    model: Model, config: EngineConfig, split: Split, *, output: str | None = None
+    model: Model,
+    config: EngineConfig,
+    split: Split,
+    *,
+    output: str | None = None,
+    factory: "Callable[[], Module] | None" = None,
 ) -> Array:
     """Return one prediction per example `(n, ...)`, or the cosine of each pair of rows `(n,)`.
 
@@ -134,9 +148,6 @@ def predict_split(
         DataError: The inputs do not fit the model, or it has no such output.
         EngineError: The model does not run.
     """
-    from ingot.runtime.buckets import run_rows
-    from ingot.runtime.engines import open_session
-
     names = [spec.name for spec in model.signature.outputs]
     name = output or names[0]
     if name not in names:
@@ -144,7 +155,7 @@ def predict_split(
             f"An output must be one of the model's; got {name!r}. {suggest(name, names)}"
         )
     feeds = feeds_for(model.signature, split.inputs)
-    session = open_session(model, config)
+    session = open_session(model, config, factory=factory)
     try:
         found = run_rows(session, feeds, batch_rows=32, sort_by_length=True)[name]
     finally:
@@ -165,8 +176,21 @@ def check_labels(data: Data, split: Split, predictions: Array) -> None:
     classes, low, high = predictions.shape[-1], split.targets.min(), split.targets.max()
     if low < 0 or high >= classes:
         raise DataError(
-            f"Labels must be from 0 to {classes - 1}, the model has {classes} classes; got {low} to "
-            f"{high}. Map the labels to the model's classes."
+            f"Labels must be from 0 to {classes - 1}, the model has {classes} classes; got {low} "
+            f"to {high}. Map the labels to the model's classes."
+        )
+
+
+def check_alike(before: Array, after: Array) -> None:
+    """Refuse to compare outputs of different shapes.
+
+    Raises:
+        DataError: The models answer with different shapes, e.g. other numbers of classes.
+    """
+    if before.shape[1:] != after.shape[1:]:
+        raise DataError(
+            f"Both models must answer in one shape; got {list(before.shape[1:])} from the baseline "
+            f"and {list(after.shape[1:])} from the candidate. Compare models of the same task."
         )
 
 
@@ -184,6 +208,7 @@ def evidence_from(
     more: Sequence[Comparison] = (),
     seed: int = 0,
     now: datetime | None = None,
+    reference_config: EngineConfig | None = None,
 ) -> Evidence:
     """Build evidence from predictions and latencies that exist already; runs no model."""
     examples = data.split(split)
@@ -207,6 +232,7 @@ def evidence_from(
         changed_examples(data, examples, before, after),
         seed,
         (now or datetime.now(UTC)).isoformat(timespec="seconds"),
+        reference_config,
     )
 
 
@@ -236,8 +262,18 @@ def quality(
         sign = 1.0 if metric.direction == "higher" else -1.0
         x, y = metric.build(before, reference), metric.build(after, reference)
         part = derive_seed(seed, "bootstrap", metric.name)
-        ways = (lambda p, q: p, lambda p, q: q, lambda p, q: sign * (p - q), _divide)
-        ends = tuple(paired_bootstrap(x, y, w, n=len(before), seed=part) for w in ways)  # type: ignore[assignment] # four of them
+        n = len(before)
+        least = largest_influence(x, n, seed=part)
+        whole = abs(float(x(np.ones((1, n)))[0])) or 1.0
+        ways = (
+            (lambda p, q: p, 0.0),
+            (lambda p, q: q, 0.0),
+            (lambda p, q: sign * (p - q), least),
+            (_divide, least / whole),
+        )
+        ends = tuple(
+            paired_bootstrap(x, y, way, n=n, seed=part, least=floor) for way, floor in ways
+        )  # type: ignore[assignment] # four of them
     return Comparison(metric.name, metric.unit, metric.direction, *ends)
 
 
@@ -304,17 +340,31 @@ def _over(a: Interval, b: Interval) -> Interval:
     return Interval(b.value / a.value, b.low / a.high, high, method="ends", n=a.n)
 
 
+def timing_feeds(
+    model: Model, split: Split, shapes: Sequence[tuple[int, int | None]], *, seed: int = 0
+) -> dict[str, dict[str, Array]]:
+    """Return the inputs to time a model with, by shape label: real rows, repeated or cut to size.
+
+    Args:
+        model: Whose signature the inputs fit.
+        split: Where rows come from; the first 64 examples are used.
+        shapes: Batch and sequence; None means the length of the longest of those rows.
+        seed: Fills inputs that the rows do not give.
+    """
+    sample = feeds_for(model.signature, split.take(range(min(len(split), 64))).inputs)
+    mask = sample.get(MASK)
+    length = longest(mask) if mask is not None and mask.ndim == 2 else None
+    asked = [Shape(batch, sequence or length) for batch, sequence in shapes]
+    return {
+        shape.label: feeds_at(model, shape.batch, shape.sequence, sample=sample, seed=seed)
+        for shape in asked
+    }
+
+
 def _measure(
     sides: Sequence[Candidate], split: Split, shapes: Sequence[tuple[int, int | None]], seed: int
 ) -> dict[str, tuple[Measurement, Measurement]]:
-    asked = [Shape(*shape) for shape in shapes]
-    spec = sides[0].model.signature
-    sample = feeds_for(spec, split.take(range(min(len(split), 64))).inputs)
-    longest = max((a.shape[1] for a in sample.values() if a.ndim == 2), default=None)
-    feeds = {
-        s.label: feeds_at(sides[0].model, s.batch, s.sequence or longest, sample=sample, seed=seed)
-        for s in asked
-    }
+    feeds = timing_feeds(sides[0].model, split, shapes, seed=seed)
     found = measure(sides, feeds, seed=seed)
     half = len(feeds)
     return {m.shape: (m, found[half + i]) for i, m in enumerate(found[:half])}
@@ -323,20 +373,21 @@ def _measure(
 def _processes(sides: Sequence[Candidate], wanted: set[str]) -> list[Comparison]:
     rows = []
     if "cold_start" in wanted:
-        starts = [_spread(cold_start(s.model, s.config).seconds) for s in sides]
+        starts = [_spread(cold_start(s.model, s.config, runs=_RUNS).seconds) for s in sides]
         rows.append(
             Comparison("cold_start", "s", "lower", *starts, _minus(*starts), _over(*starts))
         )
     if "memory" in wanted:
-        a, b = (float(peak_rss(s.model, s.config, runs=3)) for s in sides)
-        rows.append(_fixed("memory", "bytes", (a, b)))
+        peaks = [_spread([float(peak_rss(s.model, s.config)) for _ in range(_RUNS)]) for s in sides]
+        rows.append(Comparison("memory", "bytes", "lower", *peaks, _minus(*peaks), _over(*peaks)))
     return rows
 
 
-def _spread(seconds: Sequence[float]) -> Interval:
-    return Interval(
-        float(np.median(seconds)), min(seconds), max(seconds), method="range", n=len(seconds)
-    )
+def _spread(values: Sequence[float]) -> Interval:
+    """Return median and range; the range of n runs holds the true median with 1 - 2 (1/2)^n."""
+    n = len(values)
+    level = 1 - 2 * 0.5**n
+    return Interval(float(np.median(values)), min(values), max(values), level, "range", n)
 
 
 def _check_measured(claims: Sequence[Claim], *, timed: bool) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -52,7 +53,7 @@ class Comparison:
         direction: Which way is better.
         baseline: Value for the baseline.
         candidate: Value for the candidate.
-        drop: How much worse the candidate is, in the metric's unit (negative: it is better); paired.
+        drop: How much worse the candidate is, in the metric's unit (negative: better); paired.
         ratio: candidate / baseline; paired where pairing makes sense.
         setting: Shape and conditions, e.g. `batch 1 x 128`; empty for quality.
     """
@@ -112,6 +113,9 @@ class Evidence:
         changed: Examples that changed, at most fifty.
         seed: Seed of resampling.
         created: UTC time, ISO 8601.
+        reference_config: How the baseline was run when its quality was judged, where that is not
+            `baseline_config`: a search judges quality against fp32 and speed against the best float
+            path, which may be bf16.
     """
 
     model: str
@@ -126,6 +130,7 @@ class Evidence:
     changed: tuple[ChangedExample, ...] = ()
     seed: int = 0
     created: str = ""
+    reference_config: EngineConfig | None = None
 
     @property
     def passed(self) -> bool:
@@ -149,6 +154,9 @@ class Evidence:
         body = asdict(self)
         body["config"] = self.config.to_json()
         body["baseline_config"] = self.baseline_config.to_json()
+        body["reference_config"] = (
+            self.reference_config.to_json() if self.reference_config else None
+        )
         body["machine_facts"] = dict(self.machine_facts)
         return {
             "_type": STATEMENT_TYPE,
@@ -209,12 +217,16 @@ def evidence_from_statement(value: Any) -> Evidence:  # parsed JSON of unknown s
     subject = [{"name": "model", "digest": {"sha256": str(body["model"]).removeprefix("sha256:")}}]
     if top["subject"] != subject:
         raise _broken(f"subject must be the model of the predicate; got {top['subject']!r}")
+    _check_body(body)
     try:
         return Evidence(
             **body
             | {
-                "config": EngineConfig.from_json(body["config"]),
-                "baseline_config": EngineConfig.from_json(body["baseline_config"]),
+                "config": _config(body["config"]),
+                "baseline_config": _config(body["baseline_config"]),
+                "reference_config": _config(body["reference_config"])
+                if body["reference_config"] is not None
+                else None,
                 "comparisons": tuple(_comparison(row) for row in body["comparisons"]),
                 "verdicts": tuple(_flat(Verdict, row) for row in body["verdicts"]),
                 "changed": tuple(_flat(ChangedExample, row) for row in body["changed"]),
@@ -224,9 +236,45 @@ def evidence_from_statement(value: Any) -> Evidence:  # parsed JSON of unknown s
         raise _broken(f"its fields must have the types of Evidence; {error}") from error
 
 
+def _check_body(body: Mapping[str, Any]) -> None:
+    for key in ("model", "baseline", "data", "machine"):
+        if not isinstance(body[key], str) or not _DIGEST.fullmatch(body[key]):
+            raise _broken(f"{key} must be a digest 'sha256:<64 hex digits>'; got {body[key]!r}")
+    if not isinstance(body["machine_facts"], dict):
+        raise _broken(f"machine_facts must be an object; got {body['machine_facts']!r}")
+    if digest_json(body["machine_facts"]) != body["machine"]:
+        raise _broken("machine must be the digest of machine_facts; it is another one")
+    if isinstance(body["seed"], bool) or not isinstance(body["seed"], int):
+        raise _broken(f"seed must be an integer; got {body['seed']!r}")
+    if not isinstance(body["created"], str):
+        raise _broken(f"created must be text; got {body['created']!r}")
+    for key in ("comparisons", "verdicts", "changed"):
+        if not isinstance(body[key], list):
+            raise _broken(f"{key} must be a list; got {body[key]!r}")
+
+
+def _config(value: Any) -> EngineConfig:  # parsed JSON
+    row = _fields(value, {f.name for f in fields(EngineConfig)}, "A configuration")
+    good = (
+        isinstance(row["engine"], str)
+        and row["precision"] in {"fp32", "bf16"}
+        and isinstance(row["threads"], int)
+        and isinstance(row["buckets"], list)
+        and all(isinstance(b, int) and not isinstance(b, bool) for b in row["buckets"])
+    )
+    if not good or isinstance(row["threads"], bool):
+        raise _broken(f"a configuration must hold engine, precision, threads, buckets; got {row!r}")
+    return EngineConfig.from_json(row)
+
+
 def _comparison(value: Any) -> Comparison:  # parsed JSON
     row = _fields(value, {f.name for f in fields(Comparison)}, "A comparison")
     parts = {name: _flat(Interval, row[name]) for name in _INTERVALS}
+    for name in ("metric", "unit", "setting"):
+        if not isinstance(row[name], str):
+            raise _broken(f"Comparison.{name} must be text; got {row[name]!r}")
+    if row["direction"] not in {"higher", "lower"}:
+        raise _broken(f"direction must be 'higher' or 'lower'; got {row['direction']!r}")
     return Comparison(**row | parts)
 
 
@@ -234,6 +282,10 @@ def _flat(kind: type[T], value: Any) -> T:  # parsed JSON
     row = _fields(value, {f.name for f in fields(kind)}, kind.__name__)  # type: ignore[arg-type] # dataclasses only
     for name, number in row.items():
         wants = _NUMBERS.get(name)
+        if name == "passed" and not isinstance(number, bool):
+            raise _broken(f"{kind.__name__}.passed must be true or false; got {number!r}")
+        if wants is None and name != "passed" and not isinstance(number, str):
+            raise _broken(f"{kind.__name__}.{name} must be text; got {number!r}")
         if wants and (isinstance(number, bool) or not isinstance(number, wants)):
             raise _broken(f"{kind.__name__}.{name} must be a number; got {number!r}")
         if isinstance(number, float) and not math.isfinite(number):
@@ -241,6 +293,7 @@ def _flat(kind: type[T], value: Any) -> T:  # parsed JSON
     return kind(**row)
 
 
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _INTERVALS = ("baseline", "candidate", "drop", "ratio")
 _NUMBERS: dict[str, tuple[type, ...]] = {
     "value": (int, float),

@@ -7,6 +7,7 @@ import numpy as np
 from ingot.core.errors import EngineError
 from ingot.data.data import Array
 from ingot.models.model import Signature
+from ingot.runtime.cpu import check_buckets
 from ingot.runtime.engine import EngineConfig, ExecutedNode, Session
 
 MASK = "attention_mask"
@@ -25,11 +26,7 @@ class BucketSession:
         Raises:
             EngineError: Buckets are not positive and ascending.
         """
-        if list(buckets) != sorted(set(buckets)) or min(buckets, default=0) < 1:
-            raise EngineError(
-                f"Buckets must be positive and ascending; got {list(buckets)}. "
-                "Sort them, e.g. (32, 64, 128)."
-            )
+        check_buckets(buckets)
         self._session, self._buckets = session, tuple(buckets)
         self.config: EngineConfig = session.config
         self.signature: Signature | None = getattr(session, "signature", None)

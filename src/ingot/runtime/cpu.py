@@ -1,7 +1,7 @@
 """How many cores this process may use: affinity, siblings and the container's quota."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def has_bf16() -> bool:
 
 
 def check_config(engine: str, config: EngineConfig, offered: Collection[str]) -> None:
-    """Refuse a precision or a thread count before anything is loaded.
+    """Refuse a precision, a thread count or buckets before anything is loaded.
 
     Args:
         engine: Name of the engine, for the message.
@@ -50,7 +50,7 @@ def check_config(engine: str, config: EngineConfig, offered: Collection[str]) ->
 
     Raises:
         EngineError: The engine does not have the precision, the CPU does not multiply bf16, or
-            `threads` is out of range.
+            `threads` is out of range, or buckets are not positive and ascending.
     """
     if config.precision not in offered:
         raise EngineError(
@@ -63,6 +63,20 @@ def check_config(engine: str, config: EngineConfig, offered: Collection[str]) ->
             "avx512_bf16, amx_bf16 and bf16. Use precision='fp32'."
         )
     thread_count(config.threads)
+    check_buckets(config.buckets)
+
+
+def check_buckets(buckets: Sequence[int]) -> None:
+    """Refuse buckets that are not positive and ascending.
+
+    Raises:
+        EngineError: They are not.
+    """
+    if list(buckets) != sorted(set(buckets)) or min(buckets, default=1) < 1:
+        raise EngineError(
+            f"Buckets must be positive and ascending; got {list(buckets)}. "
+            "Sort them, e.g. (32, 64, 128)."
+        )
 
 
 def _quota(root: Path) -> int:

@@ -12,7 +12,8 @@ from ingot.data.data import Array
 from ingot.models.model import Model
 from ingot.runtime._feeding import check_feeds, closed, make_guard, unsupported
 from ingot.runtime.cpu import check_config, has_bf16, thread_count
-from ingot.runtime.engine import Availability, EngineConfig, ExecutedNode, Precision
+from ingot.runtime.engine import Availability, EngineConfig, ExecutedNode, Precision, Session
+from ingot.runtime.openvino_buckets import BucketedSession, has_text_axis
 
 HINT = {"fp32": "f32", "bf16": "bf16"}
 INTEGER_TYPES = frozenset({"i8", "u8"})
@@ -50,20 +51,32 @@ class OpenVinoEngine:
         del model
         return ("fp32", "bf16") if has_bf16() else ("fp32",)
 
-    def open(self, model: Model, config: EngineConfig) -> "OpenVinoSession":
-        """Read and compile the graph.
+    def open(self, model: Model, config: EngineConfig) -> Session:
+        """Read and compile the graph; of masked text, once per bucket.
 
         Raises:
             EngineError: A bad configuration, or an operator that OpenVINO cannot run.
         """
         check_config(self.name, config, tuple(HINT))
-        return OpenVinoSession(model, config, self.cache)
+        if not (config.buckets and has_text_axis(model.signature)):
+            return OpenVinoSession(model, config, self.cache)
+        return BucketedSession(
+            lambda shapes: OpenVinoSession(model, config, self.cache, shapes),
+            model.signature,
+            config,
+        )
 
 
 class OpenVinoSession:
     """One compiled graph; each calling thread gets an inference request of its own."""
 
-    def __init__(self, model: Model, config: EngineConfig, cache: Path | None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        config: EngineConfig,
+        cache: Path | None,
+        shapes: Mapping[str, tuple[int | str, ...]] | None = None,
+    ) -> None:
         openvino = need("openvino", extra="openvino", what="The openvino engine")
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -79,7 +92,9 @@ class OpenVinoSession:
         self._guard = make_guard(model.signature)
         self._names = [spec.name for spec in model.signature.outputs]
         try:
-            self._compiled = openvino.Core().compile_model(model.onnx_path, "CPU", settings)
+            core = openvino.Core()
+            graph = model.onnx_path if not shapes else _reshaped(core, model.onnx_path, shapes)
+            self._compiled = core.compile_model(graph, "CPU", settings)
         except RuntimeError as error:
             raise unsupported(OpenVinoEngine.name, model.onnx_path, str(error)) from error
         self._local: threading.local | _Closed = threading.local()
@@ -131,6 +146,15 @@ class OpenVinoSession:
     def _request(self) -> Any:  # a bound method of openvino.InferRequest
         compiled = self._compiled
         return compiled.create_infer_request().infer if compiled is not None else closed
+
+
+def _reshaped(core: Any, path: Path, shapes: Mapping[str, tuple[int | str, ...]]) -> Any:
+    """Read a graph and fix the sizes that are numbers; returns openvino.Model."""
+    graph = core.read_model(path)
+    graph.reshape(
+        {name: [-1 if isinstance(size, str) else size for size in s] for name, s in shapes.items()}
+    )
+    return graph
 
 
 class _Closed:
