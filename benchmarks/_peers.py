@@ -77,12 +77,17 @@ def _nncf(source: Path, rows: list[Feeds], target: Path, *, transformer: bool) -
     return target
 
 
-def open_peer(name: str, path: Path, threads: int) -> Answer:
-    """Open one peer's artefact and return a function that answers feeds."""
+def open_peer(name: str, path: Path, threads: int, feeds: Feeds) -> Answer:
+    """Open one peer's artefact and return a function that answers feeds.
+
+    A name that ends in `-fixed` is compiled for exactly the shapes of `feeds`.
+    """
     if name.startswith("ort"):
         return _open_ort(path, threads)
-    precision = {"openvino-fp32": "f32", "openvino-bf16": "bf16"}.get(name, "bf16")
-    return _open_openvino(path, threads, precision)
+    precision = "f32" if name == "openvino-fp32" else "bf16"
+    return _open_openvino(
+        path, threads, precision, fixed=feeds if name.endswith("-fixed") else None
+    )
 
 
 def _open_ort(path: Path, threads: int) -> Answer:
@@ -94,7 +99,7 @@ def _open_ort(path: Path, threads: int) -> Answer:
     return lambda feeds: session.run(None, feeds)
 
 
-def _open_openvino(path: Path, threads: int, precision: str) -> Answer:
+def _open_openvino(path: Path, threads: int, precision: str, fixed: Feeds | None) -> Answer:
     import openvino as ov
 
     settings = {
@@ -103,7 +108,11 @@ def _open_openvino(path: Path, threads: int, precision: str) -> Answer:
         "NUM_STREAMS": 1,
         "INFERENCE_PRECISION_HINT": precision,
     }
-    request = ov.Core().compile_model(path, "CPU", settings).create_infer_request()
+    core = ov.Core()
+    graph = core.read_model(path)
+    if fixed is not None:
+        graph.reshape({name: list(array.shape) for name, array in fixed.items()})
+    request = core.compile_model(graph, "CPU", settings).create_infer_request()
     return lambda feeds: request.infer(dict(feeds), share_inputs=True)
 
 

@@ -55,14 +55,13 @@ def _open(entry: dict, feeds: dict, threads: int) -> _peers.Answer:
         return _open_ingot(entry)
     if entry["kind"] == "torch":
         return _open_torch(entry, list(feeds), threads)
-    return _peers.open_peer(entry["name"], Path(entry["path"]), threads)
+    return _peers.open_peer(entry["name"], Path(entry["path"]), threads, feeds)
 
 
 def _open_ingot(entry: dict) -> _peers.Answer:
-    from ingot.runtime.engines import open_session
-
     from ingot.models.store import open_model
     from ingot.runtime.engine import EngineConfig
+    from ingot.runtime.engines import open_session
 
     model = open_model(Path(entry["path"]))
     return open_session(model, EngineConfig.from_json(entry["config"])).run

@@ -1,0 +1,100 @@
+"""One results file per benchmark: claims with their targets, tables, and what it ran on."""
+
+import json
+import subprocess
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ingot.core.files import write_atomic
+from ingot.runtime.machine import describe_machine, physical_cores
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+
+
+@dataclass
+class Claim:
+    """One row that a reader can hold us to.
+
+    Attributes:
+        claim: What is claimed, in words.
+        value: The measurement; `low` and `high` are its 95 % interval, equal for exact figures.
+        unit: Unit of the three; `x` for ratios.
+        n: How many independent measurements stand behind the interval.
+        target: What was asked for, e.g. `<= 1.03`.
+        met: Whether the bad end of the interval keeps the target.
+        peers: Figures that the value was compared with.
+        note: How it was measured, or why it was missed.
+    """
+
+    claim: str
+    value: float
+    low: float
+    high: float
+    unit: str
+    n: int
+    target: str
+    met: bool
+    peers: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass
+class Section:
+    """What one part of a benchmark found: claims, and rows of tables by table name."""
+
+    claims: list[Claim] = field(default_factory=list)
+    rows: dict[str, list[list]] = field(default_factory=dict)
+
+
+def keep(section: Section, path: Path) -> None:
+    """Store what a section found, with the commit it ran on."""
+    found = asdict(section) | {"commit": commit(), "date": today()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(found, indent=1).encode())
+
+
+def assemble(name: str, parts: dict[str, Path], columns: dict[str, list[str]]) -> Path:
+    """Write `results/NAME.json` from the stored sections and return its path.
+
+    Args:
+        name: Name of the benchmark.
+        parts: Stored sections by name, in the order of their claims.
+        columns: Columns of every table by its name.
+    """
+    found = {part: json.loads(path.read_text()) for part, path in parts.items()}
+    hardware = describe_machine() | {"cores": physical_cores()}
+    result = {
+        "benchmark": name,
+        "commit": commit(),
+        "date": today(),
+        "hardware": hardware,
+        "command": f"python benchmarks/{name}.py",
+        "seed": 0,
+        "sections": {p: {"commit": f["commit"], "date": f["date"]} for p, f in found.items()},
+        "claims": [claim for f in found.values() for claim in f["claims"]],
+        "tables": {
+            table: {
+                "columns": heads,
+                "rows": [row for f in found.values() for row in f["rows"].get(table, [])],
+            }
+            for table, heads in columns.items()
+        },
+    }
+    target = HERE / "results" / f"{name}.json"
+    target.parent.mkdir(exist_ok=True)
+    write_atomic(target, (json.dumps(result, indent=1) + "\n").encode())
+    return target
+
+
+def commit() -> str:
+    """Return the commit of the clone, marked where files differ from it."""
+    run = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def today() -> str:
+    """Return the date in UTC."""
+    return datetime.now(UTC).date().isoformat()
