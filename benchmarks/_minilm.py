@@ -18,8 +18,9 @@ from ingot.compress.quantize.static import QuantizeStatic
 from ingot.compress.recipe import Recipe
 from ingot.data.data import Data
 from ingot.data.load import load_data
-from ingot.evaluate.compare import predict_split, quality
+from ingot.evaluate.compare import predict_split
 from ingot.evaluate.metrics import METRICS, cosine_rows
+from ingot.evaluate.quality import quality
 from ingot.models.load import load_model
 from ingot.models.model import Model
 from ingot.runtime.cold_start import cold_start, footprint
@@ -174,7 +175,7 @@ def starts(shared: Path, work: Path) -> Section:
 def search(shared: Path, work: Path) -> Section:
     """Run `ingot optimize` on MiniLM as a user would, in a process of its own."""
     model, _, _ = prepare(shared, work)
-    command = [sys.executable, "-m", "ingot", "optimize", str(model.path)]
+    command = [sys.executable, "-m", "ingot.cli", "optimize", str(model.path)]
     command += ["--data", str(work / "stsb.toml"), "--shape", "1x128", "--json", "--fresh"]
     command += ["--require", f"spearman drop <= {POINTS}", "--out", str(work / "minilm_best")]
     start = time.monotonic()

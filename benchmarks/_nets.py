@@ -154,8 +154,8 @@ class Gpt2Shape(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         length = input_ids.shape[1]
         place = torch.arange(length, device=input_ids.device)
-        mask = torch.where(place[None, :] > place[:, None], -1e4, 0.0)
         x = self.tokens(input_ids) + self.places(place)
+        mask = torch.where(place[None, :] > place[:, None], -1e4, 0.0).to(x.dtype)
         for layer in self.layers:
             x = layer(x, mask)
         return self.norm(x)[:, -1] @ self.tokens.weight.T

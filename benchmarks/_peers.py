@@ -44,7 +44,18 @@ def prepare(
 def _ort_dynamic(source: Path, target: Path) -> Path:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8)
+    plain = _without_value_info(source, target.with_name("ort_plain.onnx"))
+    quantize_dynamic(plain, target, per_channel=True, weight_type=QuantType.QInt8)
+    return target
+
+
+def _without_value_info(source: Path, target: Path) -> Path:
+    """Drop the shapes noted in a graph: ONNX Runtime's tool transposes weights under them."""
+    import onnx
+
+    model = onnx.load(source)
+    del model.graph.value_info[:]
+    onnx.save(model, target)
     return target
 
 
@@ -61,7 +72,8 @@ def _ort_static(source: Path, rows: list[Feeds], folder: Path) -> Path:
             return None if row is None else dict(row)
 
     clean, target = folder / "ort_clean.onnx", folder / "ort_static.onnx"
-    quant_pre_process(source, clean, skip_symbolic_shape=True)
+    plain = _without_value_info(source, folder / "ort_plain.onnx")
+    quant_pre_process(plain, clean, skip_symbolic_shape=True)
     quantize_static(clean, target, Reader(), per_channel=True)
     return target
 

@@ -13,8 +13,9 @@ from _runners import ours, peer, race, table_rows, torch_peer
 from ingot.compress.quantize.static import QuantizeStatic
 from ingot.compress.recipe import Recipe
 from ingot.data.data import Data, Split, Task
-from ingot.evaluate.compare import predict_split, quality
+from ingot.evaluate.compare import predict_split
 from ingot.evaluate.metrics import METRICS
+from ingot.evaluate.quality import quality
 from ingot.models.load import load_model
 from ingot.models.model import Model
 from ingot.runtime.cold_start import footprint
@@ -44,7 +45,8 @@ def gpt2(shared: Path, work: Path) -> Section:
     tokens = {"input_ids": rng.integers(0, 50257, (8, 128))}
     model = load_model("_nets:gpt2_shape", example={"input_ids": tokens["input_ids"][:2]},
                        name="gpt2", root=work / "store")  # fmt: skip
-    return _race_net("GPT-2-small shape, batch 1 x 128", "gpt2_shape", model, tokens, 1, work)[0]
+    what = "GPT-2-small shape, batch 1 x 128"
+    return _race_net(what, "gpt2_shape", model, inputs=tokens, batch=1, work=work)[0]
 
 
 def resnet20(shared: Path, work: Path) -> Section:
@@ -100,7 +102,9 @@ def _shape(
     section = Section()
     for batch in batches:
         what = f"{label} batch {batch}"
-        part, small = _race_net(what, factory, model, images, batch, work, claim=claim)
+        part, small = _race_net(
+            what, factory, model, inputs=images, batch=batch, work=work, claim=claim
+        )
         section.claims += part.claims
         section.rows.setdefault("peers", []).extend(part.rows["peers"])
     if claim:
@@ -112,7 +116,7 @@ def _shape(
 
 
 def _race_net(
-    what: str, factory: str, model: Model, inputs: dict, batch: int, work: Path, *, claim=False
+    what: str, factory: str, model: Model, *, inputs: dict, batch: int, work: Path, claim=False
 ) -> tuple[Section, Model]:
     data = Data({"calibration": Split(inputs)}, Task.NONE, "")
     threads, is_text = physical_cores(), "input_ids" in inputs

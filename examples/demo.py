@@ -33,6 +33,8 @@ def main() -> None:
     title("1. Make it small and fast, keep the claim, prove it")
     run("optimize", *model.split(), "--data", data, "--require", options.require, "--out", best)
 
+    before_after()
+
     title("2. Release it with that evidence, and serve it")
     run("release", "demo", best, "--stage", "prod")
     url = serve()
@@ -83,6 +85,26 @@ def train_digits() -> tuple[str, str]:
     return f"ingot_workloads.digits.model:build --weights {weights}", str(data)
 
 
+def before_after() -> None:
+    """Print what the model was, the best it can be in float, and what was kept."""
+    from ingot.core.units import show_bytes, show_ms
+
+    report = json.loads((HERE / "best" / "report.json").read_text())
+    rows = [row for row in report["rows"] if row["latency"] and row["quality"]]
+    floats = sorted((r for r in rows if r["kind"] == "float"), key=lambda r: r["latency"]["value"])
+    eager = [row for row in floats if row["config"].startswith("torch-eager fp32")]
+    shown = [("before: torch, eager", row) for row in eager]
+    shown += [("best float", row) for row in floats[:1]]
+    shown += [("kept", row) for row in rows if row["is_chosen"]]
+    head = ("", "runs on", "size", report["shape"], report["metric"])
+    print("\n{:<22}{:<26}{:>11}{:>11}{:>11}".format(*head))
+    for what, row in shown:
+        cells = (show_bytes(row["size_bytes"]), show_ms(row["latency"]["value"]))
+        quality = f"{row['quality']['value']:.4f}"
+        print("{:<22}{:<26}{:>11}{:>11}{:>11}".format(what, row["config"], *cells, quality))
+    print(report["summary"], flush=True)
+
+
 def serve() -> str:
     """Start the endpoint in the background on a free port; return its URL."""
     words = ["ingot", "serve", "demo@prod", "--port", "0"]
@@ -109,6 +131,7 @@ def serve() -> str:
 def check_answers(url: str, data: str) -> None:
     """Send every test image over HTTP and count the right answers."""
     import numpy as np
+
     from ingot.serve.client import predict
 
     with np.load(data) as arrays:

@@ -221,6 +221,22 @@ def parse_shape(text: str) -> tuple[int, int | None]:
     return int(match[1]), int(match[2]) if match[2] else None
 
 
+def parse_buckets(
+    context: click.Context, option: click.Parameter, text: str | None
+) -> tuple[int, ...]:
+    """Read `N,N,...`; click's callback of an option.
+
+    Raises:
+        click.BadParameter: It is something else.
+    """
+    del context, option
+    if not text:
+        return ()
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise click.BadParameter(f"must be lengths like 32,64,128; got {text!r}")
+    return tuple(int(part) for part in text.split(","))
+
+
 def _import_from_here() -> None:
     here = str(Path.cwd())
     if here not in sys.path:

@@ -30,9 +30,23 @@ if TYPE_CHECKING:
 )
 @click.option("--split", default="test", show_default=True, help="Split to judge on.")
 @click.option("--engine", help="Engine of the candidate: onnxruntime, openvino, ...")
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Arithmetic of what is float in either model.",
+)
 @click.option("--threads", default=0, help="Threads per call; 0 is every physical core.")
-@click.option("--shape", "shapes", multiple=True, default=["1"], show_default=True, metavar="BxS")
+@click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    default=["1"],
+    show_default=True,
+    metavar="BxS",
+    help="Batch, or batch x sequence, to time. Repeatable.",
+)
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder for evidence.json and report.html."
 )

@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,9 @@ from ingot.cli._options import (
 from ingot.cli._print import print_json, print_table, say
 from ingot.core.digest import short
 from ingot.core.units import show_bytes
+
+if TYPE_CHECKING:
+    from ingot.compress.run import Run
 
 
 @click.command()
@@ -88,19 +91,20 @@ def command(
             }
         )
         return
-    print_table(
-        f"{recipe.label}: {show_bytes(model.size_bytes)} -> {show_bytes(small.size_bytes)} "
-        f"({model.size_bytes / small.size_bytes:.2f}x)",
-        ("layer", "what was done"),
-        [
-            (name, ", ".join(f"{k} {_fact(v)}" for k, v in facts.items()))
-            for name, facts in run.records
-        ],
-    )
+    sizes = f"{show_bytes(model.size_bytes)} -> {show_bytes(small.size_bytes)}"
+    _print_log(f"{recipe.label}: {sizes} ({model.size_bytes / small.size_bytes:.2f}x)", run)
     say(
         f"Wrote {out} (model {short(small.digest)}). "
         f"Next: ingot compare MODEL {out} --data {data_path}"
     )
+
+
+def _print_log(title: str, run: "Run") -> None:
+    rows = [
+        (name, ", ".join(f"{k} {_fact(v)}" for k, v in facts.items()))
+        for name, facts in run.records
+    ]
+    print_table(title, ("layer", "what was done"), rows)
 
 
 def _fact(value: float | str) -> str:

@@ -1,5 +1,6 @@
 """`ingot optimize`: the main job. Try methods and engines, keep the best that proves its claims."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from ingot.cli._options import (
     json_option,
     load_data_option,
     model_options,
+    parse_buckets,
     parse_shape,
     seed_option,
 )
@@ -19,8 +21,8 @@ from ingot.core.units import show_bytes, show_ms
 
 if TYPE_CHECKING:
     from ingot.search.job import Goal
-    from ingot.search.optimize import Result
-    from ingot.search.trial import Outcome
+    from ingot.search.result import Result
+    from ingot.search.trial import Outcome, Trial
 
 
 @click.command()
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     type=click.Choice(["latency", "throughput", "size"]),
     default="latency",
     show_default=True,
+    help="What to be best at among candidates that keep the claims.",
 )
 @click.option(
     "--shape",
@@ -50,7 +53,19 @@ if TYPE_CHECKING:
 @click.option(
     "--threads", default=0, show_default=True, help="Threads per call; 0 is every physical core."
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("best"), show_default=True)
+@click.option(
+    "--buckets",
+    metavar="N,N,...",
+    callback=parse_buckets,
+    help="Pad texts up to these lengths; OpenVINO then compiles one row of each ahead.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("best"),
+    show_default=True,
+    help="Folder for the model, its evidence, its recipe and the report.",
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be tried, and stop.")
 @click.option("--fresh", is_flag=True, help="Forget what an interrupted run of this job finished.")
 @seed_option
@@ -64,6 +79,7 @@ def command(
     goal: "Goal",
     shapes: tuple[str, ...],
     threads: int,
+    buckets: tuple[int, ...],
     out: Path,
     dry_run: bool,
     fresh: bool,
@@ -87,12 +103,9 @@ def command(
     where = ModelSource(**source)
     model = where.load()
     data = load_data_option(data_path, task, columns, model)
+    trials = plan(model, data, threads=threads, buckets=buckets, factory=where.factory())
     if dry_run:
-        trials = plan(model, data, threads=threads, factory=where.factory())
-        rows = [(t.recipe.label, t.config.label) for t in trials]
-        print_json([{"recipe": r, "run": c} for r, c in rows]) if as_json else print_table(
-            f"{len(rows)} candidates would be tried", ("recipe", "engine"), rows
-        )
+        _print_plan(trials, as_json=as_json)
         return 0
     with progress_bar("optimize") as progress:
         result = optimize(
@@ -101,30 +114,35 @@ def command(
             require=require,
             goal=goal,
             shapes=tuple(parse_shape(s) for s in shapes),
-            threads=threads,
+            trials=trials,
             out=out,
             seed=seed,
             factory=where.factory(),
             fresh=fresh,
             progress=progress,
         )
-    if as_json:
-        print_json(result.to_json())
-    else:
-        print_result(result)
-        say(f"Report: {out / 'report.html'}")
-        if result.chosen:
-            say(f"Next: ingot release NAME {out} --stage prod && ingot serve NAME@prod")
+    print_json(result.to_json()) if as_json else print_result(result)
     return 0 if result.chosen else 1
 
 
+def _print_plan(trials: "Sequence[Trial]", *, as_json: bool) -> None:
+    rows = [(t.recipe.label, t.config.label) for t in trials]
+    if as_json:
+        print_json([{"recipe": recipe, "run": config} for recipe, config in rows])
+    else:
+        print_table(f"{len(rows)} candidates would be tried", ("recipe", "engine"), rows)
+
+
 def print_result(result: "Result") -> None:
-    """Print every candidate, the chosen one marked."""
+    """Print every candidate, the chosen one marked, and what to do next."""
     print_table(
         result.summary,
         ("", "candidate", "runs on", "size", result.shape, result.metric, "claims", "why"),
         [_row(outcome, result) for outcome in result.outcomes],
     )
+    say(f"Report: {result.folder / 'report.html'}")
+    if result.chosen:
+        say(f"Next: ingot release NAME {result.folder} --stage prod && ingot serve NAME@prod")
 
 
 def _row(outcome: "Outcome", result: "Result") -> tuple[str, ...]:

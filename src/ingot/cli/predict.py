@@ -18,14 +18,18 @@ if TYPE_CHECKING:
 @click.option(
     "--data", "data_path", required=True, metavar="D", help="data.toml, .npz, table or folder."
 )
-@click.option("--task", type=click.Choice(["classification", "regression", "similarity", "none"]))
+@click.option(
+    "--task",
+    type=click.Choice(["classification", "regression", "similarity", "none"]),
+    help="What the targets mean, if the data do not say.",
+)
 @click.option(
     "--column", "columns", multiple=True, metavar="ROLE=NAME", help="Which column is what."
 )
 @click.option(
     "--tokenizer", type=click.Path(path_type=Path, exists=True), help="For texts sent to a URL."
 )
-@click.option("--split", default="test", show_default=True)
+@click.option("--split", default="test", show_default=True, help="Split to answer.")
 @click.option("--rows", default=10, show_default=True, help="First rows only; 0 is all.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write every output to this .npz.")
 @json_option

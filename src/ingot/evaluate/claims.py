@@ -147,7 +147,7 @@ def judge(claim: Claim, comparisons: Sequence[Comparison]) -> Verdict:
 
 
 def judge_again(evidence: Evidence) -> tuple[Verdict, ...]:
-    """Return the verdicts that the comparisons of this evidence lead to, whatever it says itself."""
+    """Return the verdicts that the comparisons of this evidence lead to, not those it states."""
     return tuple(judge(parse_claim(v.claim), evidence.comparisons) for v in evidence.verdicts)
 
 

@@ -1,7 +1,7 @@
 """Confidence intervals that keep their promise: exact for proportions, paired over examples."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -131,26 +131,65 @@ def paired_bootstrap(
     Raises:
         ClaimError: There are fewer than two examples, or the statistic is undefined.
     """
+    return paired_bootstraps(
+        baseline,
+        candidate,
+        ((combine, least),),
+        n=n,
+        level=level,
+        resamples=resamples,
+        seed=seed,
+    )[0]
+
+
+def paired_bootstraps(
+    baseline: Statistic,
+    candidate: Statistic,
+    ways: Sequence[tuple[Callable[[Floats, Floats], Floats], float]],
+    *,
+    n: int,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> tuple[Interval, ...]:
+    """Several intervals from one set of resamples; see `paired_bootstrap`.
+
+    Args:
+        baseline: The statistic as a function of how often each example was drawn.
+        candidate: The same for the candidate.
+        ways: How the two are combined, each with its least half-width.
+        n: Examples.
+        level: Two-sided confidence.
+        resamples: Resamples.
+        seed: Fixes the resamples.
+
+    Raises:
+        ClaimError: There are fewer than two examples, or the statistic is undefined.
+    """
     if n < 2:
         raise ClaimError(f"A bootstrap must have at least 2 examples; got {n}. Add examples.")
     rng = np.random.default_rng(seed)
-    ones = np.ones((1, n))
-    value = float(combine(baseline(ones), candidate(ones))[0])
     step = max(1, _CHUNK_CELLS // n)
     parts = []
     for start in range(0, resamples, step):
         weights = _resample(rng, min(step, resamples - start), n)
-        parts.append(combine(baseline(weights), candidate(weights)))
-    drawn = np.concatenate(parts)
-    drawn = drawn[np.isfinite(drawn)]
-    if not math.isfinite(value) or len(drawn) < resamples / 2:
-        raise ClaimError(
-            "A statistic must be defined on the examples; got one that is not a number, e.g. the "
-            "correlation of constant predictions. Check the model's output and the targets."
-        )
-    low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2))
-    low, high = min(float(low), value - least), max(float(high), value + least)
-    return Interval(value, low, high, level, "paired-bootstrap", n)
+        parts.append((baseline(weights), candidate(weights)))
+    x, y = (np.concatenate(side) for side in zip(*parts, strict=True))
+    ones = np.ones((1, n))
+    whole = baseline(ones), candidate(ones)
+    found = []
+    for combine, least in ways:
+        value, drawn = float(combine(*whole)[0]), combine(x, y)
+        drawn = drawn[np.isfinite(drawn)]
+        if not math.isfinite(value) or len(drawn) < resamples / 2:
+            raise ClaimError(
+                "A statistic must be defined on the examples; got one that is not a number, e.g. "
+                "the correlation of constant predictions. Check the model's output and the targets."
+            )
+        low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2))
+        low, high = min(float(low), value - least), max(float(high), value + least)
+        found.append(Interval(value, low, high, level, "paired-bootstrap", n))
+    return tuple(found)
 
 
 def largest_influence(statistic: Statistic, n: int, *, seed: int = 0) -> float:

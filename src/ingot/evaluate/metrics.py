@@ -55,16 +55,16 @@ def mean_of(values: Floats) -> Statistic:
 
 
 def _top1(predictions: Array, targets: Array) -> Floats:
-    return (predictions.argmax(axis=-1) == targets).astype(np.float64)
+    return np.asarray(predictions.argmax(axis=-1) == targets, np.float64)
 
 
 def _top5(predictions: Array, targets: Array) -> Floats:
     own = np.take_along_axis(predictions, np.asarray(targets)[:, None], axis=-1)
-    return ((predictions > own).sum(axis=-1) < 5).astype(np.float64)
+    return np.asarray((predictions > own).sum(axis=-1) < 5, np.float64)
 
 
 def _agree(predictions: Array, baseline: Array) -> Floats:
-    return (predictions.argmax(axis=-1) == baseline.argmax(axis=-1)).astype(np.float64)
+    return np.asarray(predictions.argmax(axis=-1) == baseline.argmax(axis=-1), np.float64)
 
 
 def _cosine(predictions: Array, baseline: Array) -> Statistic:
@@ -77,7 +77,8 @@ def cosine_rows(a: Array, b: Array) -> Floats:
     y = np.asarray(b, np.float64).reshape(len(b), -1)
     size = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
     alike = np.all(x == y, axis=1).astype(np.float64)
-    return np.where(size > 0, (x * y).sum(axis=1) / np.where(size > 0, size, 1), alike)
+    cosine: Floats = np.where(size > 0, (x * y).sum(axis=1) / np.where(size > 0, size, 1), alike)
+    return cosine
 
 
 def _f1(predictions: Array, targets: Array) -> Statistic:
@@ -88,7 +89,9 @@ def _f1(predictions: Array, targets: Array) -> Statistic:
         hits = weights @ (said & true).astype(np.float64)
         size = weights @ (said.astype(np.float64) + true)
         seen = size > 0
-        return (2 * hits / np.where(seen, size, 1)).sum(axis=1) / np.maximum(seen.sum(axis=1), 1)
+        each: Floats = 2 * hits / np.where(seen, size, 1)
+        mean: Floats = each.sum(axis=1) / np.maximum(seen.sum(axis=1), 1)
+        return mean
 
     return statistic
 

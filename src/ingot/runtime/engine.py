@@ -46,7 +46,8 @@ class EngineConfig:
     @property
     def label(self) -> str:
         """Short text for tables, e.g. `openvino bf16 x2`."""
-        return f"{self.engine} {self.precision} x{self.threads or 'all'}"
+        lengths = f" to {'/'.join(map(str, self.buckets))}" if self.buckets else ""
+        return f"{self.engine} {self.precision} x{self.threads or 'all'}{lengths}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ from ingot.core.errors import DataError, EngineError, IngotError
 from ingot.core.progress import Progress
 from ingot.data.data import Array
 from ingot.evaluate.claims import Claim
-from ingot.evaluate.compare import check_labels, evidence_from, predict_split, timing_feeds
+from ingot.evaluate.compare import check_labels, evidence_from, predict_split
 from ingot.evaluate.compare import plan as plan_claims
+from ingot.evaluate.costs import timing_feeds
 from ingot.evaluate.evidence import Evidence, Interval
 from ingot.evaluate.metrics import METRICS
 from ingot.models.feeds import feeds_for

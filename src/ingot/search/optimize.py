@@ -1,11 +1,9 @@
 """The main job: try methods and engines, keep the best that proves its claims."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ingot.compress.recipe import Factory
-from ingot.core.digest import Json
 from ingot.core.errors import EngineError
 from ingot.core.progress import SILENT, Progress
 from ingot.data.data import Data
@@ -17,60 +15,30 @@ from ingot.runtime.machine import describe_machine, machine_digest
 from ingot.search.explain import explain, summarize
 from ingot.search.job import Goal, Job, Shape
 from ingot.search.journal import Journal
-from ingot.search.judge import check_claims, judge_all
+from ingot.search.judge import Judged, check_claims, judge_all
 from ingot.search.make import make_all
 from ingot.search.output import write_output
+from ingot.search.result import Result, choose_best
 from ingot.search.space import default_trials
-from ingot.search.trial import Outcome, Trial
-
-TIE = 1.02
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a search found.
-
-    Attributes:
-        outcomes: Everything that was tried, in the order it was tried.
-        chosen: The best that keeps every claim; None if nothing does.
-        model: The model of `chosen`; None if nothing was chosen.
-        folder: Where model, evidence, recipe and report were written.
-        summary: The outcome in a sentence.
-        metric: Name of the quality metric.
-        shape: Shape at which latency was measured, e.g. `batch 1 x 128`.
-        notes: Sentences that explain the choice.
-    """
-
-    outcomes: tuple[Outcome, ...]
-    chosen: Outcome | None
-    model: Model | None
-    folder: Path
-    summary: str
-    metric: str
-    shape: str
-    notes: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Json]:
-        """Return the JSON form for `--json`."""
-        return {
-            "summary": self.summary,
-            "metric": self.metric,
-            "shape": self.shape,
-            "chosen": self.chosen.to_json() if self.chosen else None,
-            "outcomes": [outcome.to_json() for outcome in self.outcomes],
-            "notes": list(self.notes),
-            "folder": str(self.folder),
-        }
+from ingot.search.trial import Trial
 
 
 def plan(
-    model: Model, data: Data, *, threads: int = 0, factory: Factory | None = None
+    model: Model,
+    data: Data,
+    *,
+    threads: int = 0,
+    buckets: Sequence[int] = (),
+    factory: Factory | None = None,
 ) -> tuple[Trial, ...]:
     """Return what `optimize` would try on this machine, without trying it.
 
     Methods that need a calibration split are left out when the data have none.
+
+    Raises:
+        EngineError: No engine works here, or there are buckets and no `attention_mask`.
     """
-    trials = default_trials(model, _available(factory), threads=threads)
+    trials = default_trials(model, _available(factory), threads=threads, buckets=buckets)
     return tuple(
         trial
         for trial in trials
@@ -87,6 +55,7 @@ def optimize(
     shapes: Sequence[Shape] = ((1, None),),
     split: str = "test",
     threads: int = 0,
+    buckets: Sequence[int] = (),
     out: Path | str = "best",
     trials: Sequence[Trial] | None = None,
     factory: Factory | None = None,
@@ -108,6 +77,7 @@ def optimize(
         shapes: (batch, sequence) at which latency is measured; the first one counts.
         split: Split that quality is judged on.
         threads: Threads per call; 0 is every physical core.
+        buckets: Lengths that texts are padded up to; see `EngineConfig`.
         out: Folder to write: model, evidence, recipe and report.
         trials: What to try; by default what is worth trying for this architecture.
         factory: Builds the torch network of `model`; adds torch engines and torch methods.
@@ -120,38 +90,33 @@ def optimize(
         DataError: The data do not fit the model.
         EngineError: No engine runs the model at all.
     """
-    job = Job(
-        model,
-        data,
-        tuple(require) or default_claims(data),
-        goal,
-        tuple(shapes),
-        split,
-        seed,
-        factory,
-    )
+    claims = tuple(require) or default_claims(data)
+    job = Job(model, data, claims, goal, tuple(shapes), split, seed, factory)
     check_claims(job)
-    tried = (
-        tuple(trials) if trials is not None else plan(model, data, threads=threads, factory=factory)
-    )
-    journal = Journal.of(job.digest(tried, machine_digest(describe_machine())))
+    if trials is None:
+        trials = plan(model, data, threads=threads, buckets=buckets, factory=factory)
+    journal = Journal.of(job.digest(tuple(trials), machine_digest(describe_machine())))
     if fresh:
         journal.forget()
-    made = make_all(job, tried, journal, progress)
+    made = make_all(job, tuple(trials), journal, progress)
     judged = judge_all(job, made, journal, progress)
-    outcomes, chosen = choose_best(judged.outcomes, goal)
-    result = Result(
+    result = _result(job, judged, Path(out))
+    write_output(job, result, judged.best_float, progress)
+    return result
+
+
+def _result(job: Job, judged: Judged, folder: Path) -> Result:
+    outcomes, chosen = choose_best(judged.outcomes, job.goal)
+    return Result(
         outcomes,
         chosen,
         find_model(chosen.model) if chosen else None,
-        Path(out),
+        folder,
         summarize(chosen, judged.best_float, len(outcomes)),
         judged.metric,
         judged.shape,
         explain(outcomes, chosen, judged.metric),
     )
-    write_output(job, result, judged.best_float, progress)
-    return result
 
 
 def default_claims(data: Data) -> tuple[str, ...]:
@@ -162,35 +127,6 @@ def default_claims(data: Data) -> tuple[str, ...]:
         "regression": ("pearson drop <= 0.01",),
         "none": ("cosine >= 0.99",),
     }[data.task.value]
-
-
-def choose_best(
-    outcomes: Sequence[Outcome], goal: Goal
-) -> tuple[tuple[Outcome, ...], Outcome | None]:
-    """Return the outcomes, and the best that keeps every claim with its reason filled in.
-
-    Candidates within two per cent of the best are a tie that a next run may turn round: among them
-    the one with the higher quality is kept, then the smaller one, then the one tried first.
-    """
-    holding = [o for o in outcomes if o.passed and o.ran]
-    if not holding:
-        return tuple(outcomes), None
-    limit = min(_cost(o, goal) for o in holding) * TIE
-    best = min((o for o in holding if _cost(o, goal) <= limit), key=_preference)
-    kept = replace(best, reason=f"kept: best {goal} of the {len(holding)} that hold every claim")
-    return tuple(kept if o is best else o for o in outcomes), kept
-
-
-def _cost(outcome: Outcome, goal: Goal) -> float:
-    assert outcome.latency is not None
-    if goal == "size":
-        return float(outcome.size_bytes)
-    return 1 / outcome.throughput if goal == "throughput" else outcome.latency.value
-
-
-def _preference(outcome: Outcome) -> tuple[float, int]:
-    assert outcome.quality is not None
-    return -outcome.quality.value, outcome.size_bytes
 
 
 def _available(factory: Factory | None) -> Mapping[str, Engine]:

@@ -1,7 +1,6 @@
 """What a search leaves behind: model, evidence, recipe, report."""
 
 import shutil
-from typing import TYPE_CHECKING
 
 from ingot.compress.quantize.static import QuantizeStatic
 from ingot.core.digest import Json, short
@@ -14,16 +13,12 @@ from ingot.evaluate.report.page import write_report
 from ingot.models.store import copy_folder
 from ingot.search.explain import headline
 from ingot.search.job import Job
+from ingot.search.result import Result
 from ingot.search.sensitivity import layer_sensitivity
 from ingot.search.trial import Outcome
 
-if TYPE_CHECKING:
-    from ingot.search.optimize import Result
 
-
-def write_output(
-    job: Job, result: "Result", best_float: Outcome | None, progress: Progress
-) -> None:
+def write_output(job: Job, result: Result, best_float: Outcome | None, progress: Progress) -> None:
     """Write the folder of a search; what an earlier search left there is replaced.
 
     Without the extra `report` everything but the page is written.
@@ -43,7 +38,7 @@ def write_output(
         write_report(report, folder / "report.html")
 
 
-def _report(job: Job, result: "Result", best_float: Outcome | None, progress: Progress) -> Report:
+def _report(job: Job, result: Result, best_float: Outcome | None, progress: Progress) -> Report:
     chosen = result.chosen
     facts: dict[str, Json] = {
         "model": f"{job.model.name} ({short(job.model.digest)})",

@@ -1,7 +1,8 @@
 """What is worth trying, by architecture: a prior, ordered from the safest to the boldest."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import onnx
@@ -11,8 +12,10 @@ from ingot.compress.quantize.dynamic import QuantizeDynamic
 from ingot.compress.quantize.static import QuantizeStatic
 from ingot.compress.quantize.weights import QuantizeWeights
 from ingot.compress.recipe import Recipe
+from ingot.core.errors import EngineError
 from ingot.models.model import Model
-from ingot.runtime.cpu import thread_count
+from ingot.runtime.buckets import MASK
+from ingot.runtime.cpu import check_buckets, thread_count
 from ingot.runtime.engine import Engine, EngineConfig
 from ingot.search.trial import Trial
 
@@ -35,7 +38,7 @@ def architecture(model: Model) -> Architecture:
 
 
 def default_trials(
-    model: Model, engines: Mapping[str, Engine], *, threads: int
+    model: Model, engines: Mapping[str, Engine], *, threads: int, buckets: Sequence[int] = ()
 ) -> tuple[Trial, ...]:
     """Return the float model on every engine, then int8 forms on the engines that run them.
 
@@ -43,14 +46,25 @@ def default_trials(
         model: The float model.
         engines: Engines that are available here, by name.
         threads: Threads per call; 0 is every physical core.
+        buckets: Lengths that texts are padded up to.
+
+    Raises:
+        EngineError: There are buckets, and the model takes no `attention_mask`.
     """
     threads = thread_count(threads)  # written down as a number: evidence says what ran
+    if buckets and MASK not in {spec.name for spec in model.signature.inputs}:
+        raise EngineError(
+            f"Buckets must go with a model of masked text; {model.name!r} takes no {MASK!r}. "
+            "Leave the buckets out."
+        )
     floats = [
         Trial(Recipe(), EngineConfig(name, precision, threads))
         for name, engine in engines.items()
         for precision in engine.precisions(model)
     ]
-    return (*floats, *_integers(architecture(model), model, engines, threads))
+    trials = (*floats, *_integers(architecture(model), model, engines, threads))
+    check_buckets(buckets)
+    return tuple(replace(t, config=replace(t.config, buckets=tuple(buckets))) for t in trials)
 
 
 def _integers(
@@ -71,8 +85,8 @@ def _integers(
 
 
 # The order is what paid most often on the models of benchmarks/results/first_light.json. Attention
-# products and SmoothQuant help transformers on OpenVINO; CNNs are all integer, so what the float rest
-# runs in makes no difference there.
+# products and SmoothQuant help transformers on OpenVINO. CNNs are all integer, so the type of what
+# stays float makes no difference there.
 _PRIOR: dict[
     Architecture, tuple[tuple[str, Literal["fp32", "narrow"], tuple[Method, ...]], ...]
 ] = {
@@ -85,6 +99,7 @@ _PRIOR: dict[
                 QuantizeStatic(attention=True, smooth=0.95),
                 QuantizeStatic(attention=True, observer="min-max"),
                 QuantizeStatic(),
+                QuantizeStatic(smooth=0.5),
                 QuantizeWeights(),
             ),
         ),

@@ -1,6 +1,6 @@
 """The contract that every compression method keeps, as one function."""
 
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from ingot.compress.recipe import Factory, Recipe, make_method
 from ingot.core.digest import canonical_json
 from ingot.data.data import Data
 from ingot.models.feeds import feeds_for
-from ingot.models.model import Model
+from ingot.models.model import Model, TensorSpec
 from ingot.models.store import folder_digest, open_model
 from ingot.runtime.engine import EngineConfig
 from ingot.runtime.engines import open_session
@@ -53,11 +53,12 @@ def check_method(
 def _check_value(method: Method) -> None:
     cls = type(method)
     assert isinstance(method, Method), f"{cls.__name__} must derive from Method"
-    assert is_dataclass(method), f"{cls.__name__} must be a dataclass"
-    assert cls.__dataclass_params__.frozen, f"{cls.__name__} must be frozen"  # type: ignore[attr-defined] # set by @dataclass
+    kind = getattr(cls, "__dataclass_params__", None)
+    assert kind is not None, f"{cls.__name__} must be a dataclass"
+    assert kind.frozen, f"{cls.__name__} must be frozen"
     assert cls.__doc__, f"{cls.__name__} must have a docstring"
     canonical_json(dict(method.settings))
-    values = {f.name: getattr(method, f.name) for f in fields(cls)}
+    values = {f.name: getattr(method, f.name) for f in fields(cls)}  # type: ignore[arg-type] # a dataclass, as asserted
     assert cls(**values).digest == method.digest, "equal settings must have equal digests"
     if "<locals>" not in method.name:
         again = make_method(method.name, method.settings)
@@ -79,5 +80,5 @@ def _check_answers(method: Method, before: Model, after: Model, data: Data) -> N
         assert np.isfinite(value).all(), f"output {name!r} must be finite"
 
 
-def _specs(model: Model) -> tuple[tuple[object, ...], ...]:
+def _specs(model: Model) -> tuple[tuple[TensorSpec, ...], ...]:
     return model.signature.inputs, model.signature.outputs

@@ -36,6 +36,21 @@ class Point:
     tip: str
     label: str
 
+    @property
+    def label_anchor(self) -> str:
+        """Where the label stands: right of the point, or left of one that is far right."""
+        return "start" if self.x < WIDTH / 2 else "end"
+
+    @property
+    def label_x(self) -> float:
+        """Clear of the vertical interval."""
+        return self.x + (8 if self.x < WIDTH / 2 else -8)
+
+    @property
+    def label_y(self) -> float:
+        """Above the largest disc that may stand beside it."""
+        return max(TOP + 12, self.y - LARGEST - 8)
+
 
 @dataclass(frozen=True, slots=True)
 class Scatter:
@@ -71,6 +86,7 @@ def scatter(report: Report) -> Scatter | None:
     ends = [v for r in rows if r.quality for v in (r.quality.low, r.quality.high)]
     y_of, y_ticks = _linear_axis(min(ends), max(ends))
     biggest = max(r.size_bytes or 0 for r in rows)
+    rows.sort(key=lambda r: r.is_chosen)  # drawn last, on top of the others
     points = tuple(_point(r, x_of, y_of, biggest) for r in rows)
     edge = sorted((p for p in points if p.row.on_frontier), key=lambda p: p.x)
     line = " ".join(f"{p.x:.1f},{p.y:.1f}" for p in edge) if len(edge) > 1 else ""

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ingot.core.digest import Json, canonical_json, short
 from ingot.core.errors import EvidenceError
@@ -140,7 +141,7 @@ def read_report(path: Path) -> Report:
     try:
         body = json.loads(path.read_bytes())
         statement = body.pop("evidence")
-        rows = tuple(ReportRow(**_intervals(row)) for row in body.pop("rows"))
+        rows = tuple(_row(row) for row in body.pop("rows"))
         layers = tuple(SensitivityRow(**row) for row in body.pop("sensitivity"))
         body["notes"] = tuple(body["notes"])
         evidence = evidence_from_statement(statement) if statement else None
@@ -152,11 +153,10 @@ def read_report(path: Path) -> Report:
         ) from error
 
 
-def _intervals(row: dict[str, object]) -> dict[str, object]:
+def _row(row: dict[str, Any]) -> ReportRow:  # parsed JSON
     for key in ("latency", "quality"):
-        value = row[key]
-        row[key] = Interval(**value) if isinstance(value, dict) else None
-    return row
+        row[key] = Interval(**row[key]) if isinstance(row[key], dict) else None
+    return ReportRow(**row)
 
 
 def _passed(evidence: Evidence) -> bool | None:

@@ -86,7 +86,7 @@ def _quality_tile(row: Comparison) -> dict[str, Any]:
         else [row.drop.low, row.drop.high]
     )
     return {
-        "value": f"{points * 100:+.2f}",
+        "value": f"{points * 100:+.2f}".replace("-0.00", "0.00").replace("+0.00", "0.00"),
         "word": f"points of {row.metric}",
         "good": row.drop.value <= 0 or row.drop.low <= 0,
         "range": f"{ends[0] * 100:+.2f} to {ends[1] * 100:+.2f}",
