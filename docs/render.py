@@ -14,7 +14,12 @@ import click
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", "docs/reference/cli.md", "docs/evidence/first_light.md")
+PAGES = (
+    "README.md",
+    "docs/reference/cli.md",
+    "docs/evidence/first_light.md",
+    "src/ingot_workloads/digits/README.md",
+)
 
 
 def main() -> None:
@@ -62,7 +67,16 @@ def claims_table(benchmark: str) -> str:
 def result_table(argument: str) -> str:
     """Return one named table of a results file."""
     benchmark, _, table = argument.partition(":")
-    found = json.loads((RESULTS / f"{benchmark}.json").read_text())["tables"][table]
+    return _table(json.loads((RESULTS / f"{benchmark}.json").read_text())["tables"][table])
+
+
+def workload_table(name: str) -> str:
+    """Return the results of a workload."""
+    folder = ROOT / "src" / "ingot_workloads" / name
+    return _table(json.loads((folder / "results.json").read_text()))
+
+
+def _table(found: dict) -> str:
     lines = [f"| {' | '.join(found['columns'])} |", "|" + "---|" * len(found["columns"])]
     lines += [f"| {' | '.join(str(cell) for cell in row)} |" for row in found["rows"]]
     return "\n".join(lines)
@@ -106,6 +120,7 @@ def _command_help(
 PARTS: dict[str, Callable[[str], str]] = {
     "claims": claims_table,
     "table": result_table,
+    "workload": workload_table,
     "cli": cli_reference,
 }
 

@@ -82,7 +82,7 @@ def train_digits() -> tuple[str, str]:
         arrays[f"{name}/image"] = split.inputs["image"]
         arrays[f"{name}/target"] = split.targets
     np.savez_compressed(data, **arrays)
-    return f"ingot_workloads.digits.model:build --weights {weights}", str(data)
+    return f"ingot_workloads.digits.model:digits_cnn --weights {weights}", str(data)
 
 
 def before_after() -> None:

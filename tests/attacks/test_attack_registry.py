@@ -1,21 +1,33 @@
 import dataclasses
+import json
 import sqlite3
 
 import pytest
 
 from ingot.core.errors import EvidenceError, LedgerError, ModelError
-from ingot.evaluate.evidence import Evidence, Verdict
+from ingot.evaluate.claims import judge, parse_claim
+from ingot.evaluate.evidence import (
+    Comparison,
+    Evidence,
+    Interval,
+    evidence_from_statement,
+    read_evidence,
+    write_evidence,
+)
 from ingot.models.model import Lineage
 from ingot.models.store import store_model
 from ingot.registry.registry import Registry
 from ingot.runtime.engine import EngineConfig
+from ingot.runtime.machine import machine_digest
 from ingot.testing.tiny import tiny_cnn
 
 
-def prove(model, seed=0):
-    verdicts = (Verdict("size ratio <= 0.5", True, 0.3, "because"),)
-    config = EngineConfig()
-    return Evidence(model.digest, "b", "d", "m", {}, config, config, (), verdicts, seed=seed)
+def prove(model, seed=0, claim="size ratio <= 0.5", ratio=0.3):
+    one = Interval(ratio, ratio, ratio)
+    row = Comparison("size", "bytes", "lower", one, one, one, one)
+    digests = model.digest, "sha256:" + "b" * 64, "sha256:" + "d" * 64, machine_digest({})
+    verdicts = (judge(parse_claim(claim), (row,)),)
+    return Evidence(*digests, {}, EngineConfig(), EngineConfig(), (row,), verdicts, seed=seed)
 
 
 @pytest.fixture
@@ -39,6 +51,39 @@ def tamper(registry, statement, *values):
         for table in ("versions", "moves"):
             registry.ledger.connection.execute(f"DROP TRIGGER {table}_no_{verb}")
     registry.ledger.connection.execute(statement, values)
+
+
+def test_a_verdict_turned_round_in_the_file_is_not_released(registry, model, tmp_path):
+    path = write_evidence(prove(model, ratio=0.7), tmp_path)
+    statement = json.loads(path.read_bytes())
+    statement["predicate"]["verdicts"][0] |= {"passed": True, "bound": 0.4}
+    path.write_text(json.dumps(statement))
+
+    with pytest.raises(
+        EvidenceError, match="'size ratio <= 0.5' is stated to hold at 0.4, but 0.7"
+    ):
+        registry.release("digits", model, read_evidence(path))
+
+
+def test_a_claim_about_something_that_was_never_measured_is_not_released(registry, model):
+    statement = prove(model).to_statement()
+    statement["predicate"]["verdicts"][0]["claim"] = "latency <= 5 ms"
+
+    with pytest.raises(EvidenceError, match="no 'latency'"):
+        registry.release("digits", model, evidence_from_statement(statement))
+
+
+def test_a_claim_loosened_with_its_verdict_shows_in_the_ledger(registry, model):
+    honest = prove(model)
+    statement = honest.to_statement()
+    statement["predicate"]["verdicts"][0]["claim"] = "size ratio <= 0.9"
+    loosened = evidence_from_statement(statement)
+
+    version = registry.release("digits", model, loosened)
+
+    # nothing is signed yet: what protects is that the ledger holds what was released, for good
+    assert version.evidence == loosened.digest != honest.digest
+    assert registry.ledger.entry(version.entry).body["evidence"] == loosened.digest
 
 
 @pytest.mark.parametrize("sql", ["DELETE FROM versions", "UPDATE versions SET model = 'x'"])

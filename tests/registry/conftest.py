@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from ingot.evaluate.evidence import Comparison, Evidence, Interval, Verdict
+from ingot.evaluate.claims import judge, parse_claim
+from ingot.evaluate.evidence import Comparison, Evidence, Interval
 from ingot.models.model import Lineage, Model
 from ingot.models.store import store_model
 from ingot.registry.registry import Registry
 from ingot.runtime.engine import EngineConfig
+from ingot.runtime.machine import machine_digest
 from ingot.testing.tiny import tiny_cnn
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -35,13 +37,14 @@ def prove() -> Callable[..., Evidence]:
     def make(model: str, *, seed: int = 0, passed: tuple[bool, ...] = (True,)) -> Evidence:
         one = Interval(1.0, 0.5, 1.5)
         row = Comparison("accuracy", "fraction", "higher", one, one, one, one)
-        verdicts = tuple(Verdict(f"claim {i}", ok, 0.0, "because") for i, ok in enumerate(passed))
+        claims = [parse_claim(f"accuracy >= {0.4 if ok else 0.6}") for ok in passed]
+        verdicts = tuple(judge(claim, (row,)) for claim in claims)
         config = EngineConfig(threads=2, buckets=(32, 128))
         return Evidence(
             model,
-            "sha256:b",
-            "sha256:d",
-            "sha256:m",
+            "sha256:" + "b" * 64,
+            "sha256:" + "d" * 64,
+            machine_digest({"cores": 2}),
             {"cores": 2},
             config,
             EngineConfig(),

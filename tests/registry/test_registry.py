@@ -53,7 +53,7 @@ def test_release_refuses_evidence_without_claims(registry, model, prove):
 
 
 def test_release_refuses_evidence_with_a_failed_claim_and_names_it(registry, model, prove):
-    with pytest.raises(EvidenceError, match="these did not: claim 1"):
+    with pytest.raises(EvidenceError, match="these did not: accuracy >= 0.6"):
         registry.release("digits", model, prove(model.digest, passed=(True, False)))
 
     assert registry.ledger.head().size == 0

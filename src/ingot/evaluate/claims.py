@@ -140,7 +140,7 @@ def judge(claim: Claim, comparisons: Sequence[Comparison]) -> Verdict:
     where = f" at {row.setting}" if row.setting else ""
     side = "at most" if claim.operator == "<=" else "at least"
     reason = (
-        f"{what.capitalize()}{where} is {side} {bound:.6g} ({row.drop.level:.0%} confidence); "
+        f"{what.capitalize()}{where} is {side} {bound:.4g} ({row.drop.level:.0%} confidence); "
         f"the claim {'holds' if passed else 'asks for'} {claim.operator} {claim.bound:g}."
     )
     return Verdict(claim.text, passed, bound, reason)

@@ -152,6 +152,7 @@ class Evidence:
     def to_statement(self) -> dict[str, Any]:
         """Return the in-toto Statement v1 that is written to `evidence.json`."""
         body = asdict(self)
+        body |= {name: list(body[name]) for name in ("comparisons", "verdicts", "changed")}
         body["config"] = self.config.to_json()
         body["baseline_config"] = self.baseline_config.to_json()
         body["reference_config"] = (

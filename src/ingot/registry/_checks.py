@@ -3,8 +3,9 @@
 import re
 
 from ingot.core.digest import short
-from ingot.core.errors import EvidenceError, RegistryError
-from ingot.evaluate.evidence import Evidence
+from ingot.core.errors import ClaimError, EvidenceError, RegistryError
+from ingot.evaluate.claims import judge_again
+from ingot.evaluate.evidence import Evidence, Verdict
 from ingot.models.model import Model
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -20,7 +21,7 @@ def check_name(what: str, name: str) -> None:
 
 
 def check_evidence(model: Model, evidence: Evidence | None) -> None:
-    """Refuse evidence that is missing, of another model, or that did not pass."""
+    """Refuse evidence that is missing, of another model, that did not pass, or that was edited."""
     if evidence is None:
         raise EvidenceError(
             "A release must come with evidence; got None. "
@@ -42,3 +43,21 @@ def check_evidence(model: Model, evidence: Evidence | None) -> None:
             f"Every claim must have held for a release; these did not: {'; '.join(failed)}. "
             "Choose another candidate, or compare with the claims you can accept."
         )
+    for stated, follows in zip(evidence.verdicts, _judge_again(evidence), strict=True):
+        if (stated.passed, stated.bound) != (follows.passed, follows.bound):
+            raise EvidenceError(
+                f"Verdicts must follow from the comparisons of the evidence; {stated.claim!r} is "
+                f"stated to hold at {stated.bound:.6g}, but {follows.bound:.6g} follows"
+                f"{'' if follows.passed else ', which breaks the claim'}. The evidence was edited: "
+                "run compare() again."
+            )
+
+
+def _judge_again(evidence: Evidence) -> tuple[Verdict, ...]:
+    try:
+        return judge_again(evidence)
+    except ClaimError as error:
+        raise EvidenceError(
+            f"Every claim of the evidence must be about something it measured; {error} "
+            "The evidence was edited: run compare() again."
+        ) from error

@@ -2,15 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from ingot.core.digest import canonical_json, digest_json, hex_of, short
 from ingot.core.errors import EvidenceError
 from ingot.core.files import write_atomic
-from ingot.evaluate.evidence import ChangedExample, Comparison, Evidence, Interval, Verdict
-from ingot.runtime.engine import EngineConfig
-
-_INTERVALS = ("baseline", "candidate", "drop", "ratio")
+from ingot.evaluate.evidence import Evidence, evidence_from_statement
 
 
 def keep_evidence(evidence: Evidence, folder: Path) -> Path:
@@ -44,7 +40,7 @@ def read_kept(digest: str, folder: Path) -> Evidence:
         raise EvidenceError(_changed(digest, "a file that is not JSON")) from error
     if found != digest:
         raise EvidenceError(_changed(digest, short(found)))
-    return _from_statement(statement)
+    return evidence_from_statement(statement)
 
 
 def _changed(digest: str, got: str) -> str:
@@ -52,16 +48,3 @@ def _changed(digest: str, got: str) -> str:
         f"Evidence must have the digest it was released with, {short(digest)}; got {got}. "
         "The file was changed: restore it from a copy, or compare and release again."
     )
-
-
-def _from_statement(statement: dict[str, Any]) -> Evidence:  # parsed JSON
-    body = dict(statement["predicate"])
-    body["config"] = EngineConfig.from_json(body["config"])
-    body["baseline_config"] = EngineConfig.from_json(body["baseline_config"])
-    body["comparisons"] = tuple(
-        Comparison(**row | {name: Interval(**row[name]) for name in _INTERVALS})
-        for row in body["comparisons"]
-    )
-    body["verdicts"] = tuple(Verdict(**row) for row in body["verdicts"])
-    body["changed"] = tuple(ChangedExample(**row) for row in body["changed"])
-    return Evidence(**body)

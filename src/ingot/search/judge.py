@@ -141,7 +141,7 @@ class _Bench:
             self.made[i].trial,
             model.digest,
             model.size_bytes,
-            Interval(first.p50_ms, first.p50_low_ms, first.p50_high_ms, n=first.n),
+            _p50(first),
             max(t.items_per_s for t in times),
             found.candidate if found else None,
             evidence,
@@ -212,6 +212,11 @@ def _measure_all(
         i: tuple(Measurement.from_json(row) for row in known[label])  # type: ignore[union-attr,arg-type] # as written above
         for i, label in labels.items()
     }
+
+
+def _p50(row: Measurement) -> Interval:
+    ends = row.p50_low_ms, row.p50_high_ms
+    return Interval(row.p50_ms, *ends, method="order-statistics", n=row.n)
 
 
 def _mark_frontier(outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
