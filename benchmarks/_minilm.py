@@ -90,7 +90,7 @@ def latency(shared: Path, work: Path) -> Section:
             work / f"minilm_{batch}x{length}",
             threads=threads,
             processes=5 if main else 3,
-            rounds=8 if big else 40,
+            rounds=8 if big else 80 if main else 30,
             calls=1 if big else 4,
         )
         what = f"MiniLM batch {batch} x {length}"

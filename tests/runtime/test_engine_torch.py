@@ -12,6 +12,9 @@ from ingot.runtime.torch_engine import TorchEngine
 from ingot.testing.check_engine import check_engine
 
 torch = pytest.importorskip("torch")
+from safetensors.torch import save_file  # noqa: E402 - needs torch
+
+from ingot_workloads.digits.model import digits_cnn  # noqa: E402 - needs torch
 
 EAGER = EngineConfig("torch-eager", threads=1)
 
@@ -25,7 +28,6 @@ def _threads_of_torch():
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    from safetensors.torch import save_file
 
     folder = tmp_path_factory.mktemp("digits")
     torch.manual_seed(0)

@@ -38,7 +38,9 @@ def engines(factory: "Callable[[], Module] | None" = None) -> dict[str, Engine]:
             found[engine.name] = engine
     for entry in entry_points(group=ENGINE_GROUP):
         plugin = _load(entry)
-        if plugin is not None and found.setdefault(plugin.name, plugin) is not plugin:
+        if plugin is None or type(plugin) in _BUILT_IN:  # ours are announced as plug-ins too
+            continue
+        if found.setdefault(plugin.name, plugin) is not plugin:
             log.error("engine plug-in %s is left out: %r is taken", entry.name, plugin.name)
     return found
 

@@ -1,0 +1,128 @@
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+
+import numpy as np
+
+
+def test_release_refuses_a_model_without_evidence(run, best, tmp_path):
+    (tmp_path / "bare").mkdir()
+    done = run("release", "tiny", tmp_path / "bare")
+
+    assert done.code == 2
+    assert "must come with evidence" in done.err
+
+
+def test_release_refuses_the_evidence_of_another_model(run, files, best, tmp_path):
+    run("compress", files / "model.onnx", "--data", files / "data.npz",
+        "--method", "quantize-weights", "--out", tmp_path / "other")  # fmt: skip
+    done = run("release", "tiny", tmp_path / "other", "--evidence", best / "evidence.json")
+
+    assert done.code == 2
+    assert "Evidence is for model" in done.err
+
+
+def test_release_says_version_and_entry(run, best):
+    found = run("release", "tiny", best, "--json").json
+
+    assert (found["name"], found["number"], found["entry"], found["stage"]) == ("tiny", 1, 0, None)
+
+
+def test_promote_and_roll_back_move_the_stage(run, best, released, files, tmp_path):
+    run("compare", files / "model.onnx", best, "--data", files / "data.npz", "--threads", 1,
+        "--require", "agreement >= 0.8", "--out", tmp_path / "proof")  # fmt: skip
+    run("release", "tiny", best, "--evidence", tmp_path / "proof" / "evidence.json")
+
+    assert run("promote", "tiny:2", "prod").out == "tiny@prod is now tiny:2\n"
+    assert run("rollback", "tiny@prod", "--json").json["number"] == 1
+
+
+def test_roll_back_with_nothing_before_is_refused(run, released):
+    assert run("rollback", "tiny@prod").code == 2
+
+
+def test_rollback_needs_a_stage(run):
+    done = run("rollback", "tiny")
+
+    assert done.code == 2
+    assert "NAME@STAGE" in done.err
+
+
+def test_predict_with_a_released_version_answers_like_the_file(run, best, released, files):
+    words = ("--data", files / "data.npz", "--rows", 3, "--json")
+    by_name = run("predict", "tiny@prod", *words).json
+    by_file = run("predict", best / "model", *words).json
+
+    assert np.allclose(by_name["outputs"]["logits"], by_file["outputs"]["logits"], atol=0.2)
+    assert by_name["version"].startswith("sha256:")
+
+
+def test_predict_writes_every_output(run, files, tmp_path):
+    run("predict", files / "model.onnx", "--data", files / "data.npz", "--rows", 0,
+        "--out", tmp_path / "answers.npz")  # fmt: skip
+
+    with np.load(tmp_path / "answers.npz") as found:
+        assert found["logits"].shape == (640, 4)
+
+
+def test_serve_dry_run_checks_and_stops(run, released):
+    found = run("serve", "tiny@prod", "--dry-run", "--json").json
+
+    assert found["host"] == "127.0.0.1"
+
+
+def test_serve_of_an_unknown_name_gets_the_nearest(run, released):
+    done = run("serve", "tinny@prod")
+
+    assert done.code == 2
+    assert "tiny" in done.err
+
+
+def test_serve_answers_until_sigterm_and_records_what_it_did(run, released, files):
+    words = [sys.executable, "-m", "ingot.cli", "serve", "tiny@prod", "--port", "0"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            url = next(line for line in server.stderr if "answering at" in line).split()[-1]
+            done = run(
+                "predict", f"{url}/tiny", "--data", files / "data.npz", "--rows", 2, "--json"
+            )
+        finally:
+            server.send_signal(signal.SIGTERM)
+            code = server.wait(30)
+
+    assert code == 0
+    assert np.shape(done.json["outputs"]["logits"]) == (2, 4)
+    with sqlite3.connect(f"{os.environ['INGOT_HOME']}/observations.sqlite") as database:
+        assert database.execute("SELECT endpoint, status FROM observations").fetchall() == [
+            ("tiny", 200)
+        ]
+
+
+def test_ledger_shows_what_happened_in_order(run, released):
+    found = run("ledger", "show", "--json").json
+
+    assert [entry["kind"] for entry in found] == ["release", "promote"]
+
+
+def test_ledger_verifies_and_against_a_checkpoint_kept_elsewhere(run, released, tmp_path):
+    (tmp_path / "checkpoint").write_text(run("ledger", "checkpoint").out)
+    done = run("ledger", "verify", "--against", tmp_path / "checkpoint", "--json")
+
+    assert (done.code, done.json["ok"], done.json["size"]) == (0, True, 2)
+
+
+def test_a_ledger_changed_behind_its_back_exits_1(run, released):
+    with sqlite3.connect(f"{os.environ['INGOT_HOME']}/ingot.sqlite") as database:
+        database.execute("DROP TRIGGER ledger_entries_no_update")
+        database.execute(
+            "UPDATE ledger_entries SET data = CAST(replace(CAST(data AS TEXT), 'tiny', 'evil')"
+            " AS BLOB) WHERE idx = 0"
+        )
+    done = run("ledger", "verify", "--json")
+
+    assert done.code == 1
+    assert not done.json["ok"]
+    assert json.dumps(done.json["problems"]).count("Entry 0") >= 1
