@@ -8,7 +8,6 @@ from ingot.core.errors import EngineError
 from ingot.core.progress import SILENT, Progress
 from ingot.data.data import Data
 from ingot.models.model import Model
-from ingot.models.store import find_model
 from ingot.runtime.engine import Engine
 from ingot.runtime.engines import engines as all_engines
 from ingot.runtime.machine import describe_machine, machine_digest
@@ -16,7 +15,7 @@ from ingot.search.explain import explain, summarize
 from ingot.search.job import Goal, Job, Shape
 from ingot.search.journal import Journal
 from ingot.search.judge import Judged, check_claims, judge_all
-from ingot.search.make import make_all
+from ingot.search.make import Made, make_all
 from ingot.search.output import write_output
 from ingot.search.result import Result, choose_best
 from ingot.search.space import default_trials
@@ -100,17 +99,18 @@ def optimize(
         journal.forget()
     made = make_all(job, tuple(trials), journal, progress)
     judged = judge_all(job, made, journal, progress)
-    result = _result(job, judged, Path(out))
+    result = _result(job, made, judged, Path(out))
     write_output(job, result, judged.best_float, progress)
     return result
 
 
-def _result(job: Job, judged: Judged, folder: Path) -> Result:
+def _result(job: Job, made: Sequence[Made], judged: Judged, folder: Path) -> Result:
     outcomes, chosen = choose_best(judged.outcomes, job.goal)
+    models = {one.model.digest: one.model for one in made if one.model is not None}
     return Result(
         outcomes,
         chosen,
-        find_model(chosen.model) if chosen else None,
+        models[chosen.model] if chosen else None,
         folder,
         summarize(chosen, judged.best_float, len(outcomes)),
         judged.metric,
