@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 import types
@@ -132,3 +133,11 @@ def test_the_version_is_the_same_everywhere():
 
     assert package.__version__ == project["version"]
     assert f"version: {project['version']}" in citation
+
+
+def test_generated_parts_of_pages_are_up_to_date():
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs" / "render.py", "--check"], capture_output=True, text=True
+    )
+
+    assert done.returncode == 0, done.stderr
