@@ -90,7 +90,8 @@ def latency(shared: Path, work: Path) -> Section:
             work / f"minilm_{batch}x{length}",
             threads=threads,
             processes=5 if main else 3,
-            rounds=8 if big else 80 if main else 30,
+            rounds=8 if big else 20,
+            openings=1 if big else 4 if main else 2,
             calls=1 if big else 4,
         )
         what = f"MiniLM batch {batch} x {length}"

@@ -65,6 +65,7 @@ def race(
     rounds: int = 30,
     calls: int = 4,
     warmup: int = 3,
+    openings: int = 1,
 ) -> Race:
     """Time all runners in fresh processes, interleaved within each.
 
@@ -77,6 +78,7 @@ def race(
         rounds: Turns of every runner in a process.
         calls: Timed calls in a turn, after one that is not timed.
         warmup: Calls of each runner before the first turn.
+        openings: How often every runner is opened anew in a process; each has all its rounds.
     """
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "feeds.npz", allow_pickle=False, **feeds)
@@ -86,13 +88,14 @@ def race(
         spec, out = folder / f"spec{seed}.json", folder / f"times{seed}.json"
         facts = {"runners": runners, "feeds": str(folder / "feeds.npz"), "threads": threads}
         facts |= {"rounds": rounds, "calls": calls, "warmup": warmup, "seed": seed}
+        facts |= {"openings": openings}
         spec.write_text(json.dumps(facts))
         command = [sys.executable, str(HERE / "_race.py"), str(spec), str(out)]
         subprocess.run(command, check=True)
         found = json.loads(out.read_text())
         failed |= found["failed"]
         for name, times in found["times_ms"].items():
-            medians.setdefault(name, []).append(float(np.median(times)))
+            medians.setdefault(name, []).append(float(np.exp(np.mean(np.log(times)))))
     return Race({name: m for name, m in medians.items() if name not in failed}, failed)
 
 

@@ -134,8 +134,8 @@ def _race_net(
     entries += [torch_peer(name, factory) for name in _peers.TORCH]
     feeds = {n: np.ascontiguousarray(a[:batch]) for n, a in inputs.items()}
     run = race(entries, feeds, work / f"{factory}_{batch}", threads=threads,
-               processes=5 if claim else 3, rounds=12 if slow else 40, calls=1 if slow else 2,
-               warmup=2)  # fmt: skip
+               processes=5 if claim else 3, rounds=6 if slow else 15, calls=1 if slow else 2,
+               warmup=2, openings=2 if slow else 3)  # fmt: skip
     table = {"peers": table_rows(what, run, [entry["name"] for entry in entries])}
     return Section([ratio_claim(what, run)] if claim else [], table), small
 

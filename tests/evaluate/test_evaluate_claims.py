@@ -117,6 +117,11 @@ def test_a_sample_that_could_never_decide_is_refused_with_the_size_it_takes(text
         check_decidable(claim, least - 2)
 
 
+def test_perfection_is_decided_by_no_sample():
+    with pytest.raises(ClaimError, match="must be below 1"):
+        check_decidable(parse_claim("accuracy >= 1"), 10**9)
+
+
 def test_one_example_decides_no_claim_on_quality():
     with pytest.raises(ClaimError, match="got 1"):
         check_decidable(parse_claim("accuracy drop <= 0.99"), 1)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -75,6 +76,17 @@ def drop(*path):
         change("predicate", "verdicts", 0, "passed", to="yes"),
         change("predicate", "config", "threads", to="2"),
         change("predicate", "config", "buckets", to=[1.5]),
+        change("predicate", "comparisons", 0, "drop", "low", to=9.0),
+        change("predicate", "comparisons", 0, "drop", "level", to=7),
+        change("predicate", "comparisons", 0, "drop", "n", to=-3),
+        change("predicate", "comparisons", 0, "drop", "value", to=10**400),
+        change("predicate", "machine_facts", "cpu", to="\ud800"),
+        change("predicate", "seed", to=True),
+        change("predicate", "created", to=5),
+        change("predicate", "machine_facts", to=[]),
+        change("predicate", "comparisons", 0, "metric", to=1),
+        change("predicate", "verdicts", 0, "reason", to=1),
+        change("predicate", "verdicts", 0, "bound", to="0"),
         change("predicate", "surprise", to=1),
         drop("predicate", "seed"),
         drop("predicate"),
@@ -89,7 +101,10 @@ def test_a_statement_with_a_part_missing_changed_or_unknown_is_refused(evidence,
         evidence_from_statement(body)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"a": NaN}', b"\xff\xfe", b"null"])
+BAD = (b"", b"{", b"[]", b'{"a": NaN}', b'{"a": 1e999}', b'{"a": 1, "a": 2}', b"\xff\xfe", b"null")
+
+
+@pytest.mark.parametrize("content", [*BAD, b"[" * 100_000])
 def test_a_file_that_is_no_statement_is_refused(tmp_path, content):
     path = tmp_path / "evidence.json"
     path.write_bytes(content)
@@ -101,6 +116,14 @@ def test_a_file_that_is_no_statement_is_refused(tmp_path, content):
 def test_a_missing_file_says_what_to_run(tmp_path):
     with pytest.raises(EvidenceError, match="evidence.json"):
         read_evidence(tmp_path / "evidence.json")
+
+
+def test_numbers_that_are_not_finite_are_not_written(evidence, tmp_path):
+    broken = replace(evidence, machine_facts={"load": float("nan")})
+
+    with pytest.raises(EvidenceError, match="finite numbers"):
+        write_evidence(broken, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_find_takes_the_first_row_or_that_of_a_setting(evidence):

@@ -94,7 +94,9 @@ def test_a_report_comes_back_from_its_file(report, tmp_path):
     assert read_report(save_report(report, tmp_path / "report.json")) == report
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "not json", '{"evidence": null, "rows": [1]}'])
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", "null", "not json", '{"evidence": null, "rows": [1]}']
+)
 def test_a_file_that_is_no_report_is_refused(tmp_path, content):
     (tmp_path / "report.json").write_text(content)
 

@@ -95,13 +95,19 @@ def check_decidable(claim: Claim, n: int, level: float = 0.95) -> None:
     """Refuse a claim on quality that even an unchanged candidate could not pass with `n` examples.
 
     Raises:
-        ClaimError: The sample is too small; the size it would take is named.
+        ClaimError: The sample is too small; the size it would take is named. Or no sample is large
+            enough.
     """
     if claim.metric not in METRICS:
         return
     metric = METRICS[claim.metric]
     least = 0 if metric.is_proportion else _LEAST_BOOTSTRAP
     if metric.is_proportion and claim.quantity == "value" and claim.operator == ">=":
+        if claim.bound >= 1:
+            raise ClaimError(
+                f"{claim.text!r} must be below 1: no number of right answers shows that none is "
+                f"ever wrong. Claim for example '{claim.metric} >= 0.99'."
+            )
         if 0 < claim.bound < 1:
             least = math.ceil(math.log((1 - level) / 2) / math.log(claim.bound))
     elif metric.is_proportion:

@@ -192,12 +192,17 @@ def read_evidence(path: Path) -> Evidence:
     """
     file = path / EVIDENCE_FILE if path.is_dir() else path
     try:
-        value = json.loads(file.read_bytes(), parse_constant=_refuse_constant)
+        value = json.loads(
+            file.read_bytes(),
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            object_pairs_hook=_single,
+        )
     except FileNotFoundError as error:
         raise EvidenceError(
             f"Evidence must be a file; {file.name!r} is not there. Run compare() first."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EvidenceError(
             f"Evidence must be JSON with finite numbers; got {error}. Run compare() again."
         ) from error
@@ -243,7 +248,11 @@ def _check_body(body: Mapping[str, Any]) -> None:
             raise _broken(f"{key} must be a digest 'sha256:<64 hex digits>'; got {body[key]!r}")
     if not isinstance(body["machine_facts"], dict):
         raise _broken(f"machine_facts must be an object; got {body['machine_facts']!r}")
-    if digest_json(body["machine_facts"]) != body["machine"]:
+    try:
+        facts = digest_json(body["machine_facts"])
+    except ValueError as error:
+        raise _broken(f"machine_facts must be plain JSON; {error}") from error
+    if facts != body["machine"]:
         raise _broken("machine must be the digest of machine_facts; it is another one")
     if isinstance(body["seed"], bool) or not isinstance(body["seed"], int):
         raise _broken(f"seed must be an integer; got {body['seed']!r}")
@@ -270,13 +279,27 @@ def _config(value: Any) -> EngineConfig:  # parsed JSON
 
 def _comparison(value: Any) -> Comparison:  # parsed JSON
     row = _fields(value, {f.name for f in fields(Comparison)}, "A comparison")
-    parts = {name: _flat(Interval, row[name]) for name in _INTERVALS}
+    parts = {name: _interval(row[name]) for name in _INTERVALS}
     for name in ("metric", "unit", "setting"):
         if not isinstance(row[name], str):
             raise _broken(f"Comparison.{name} must be text; got {row[name]!r}")
     if row["direction"] not in {"higher", "lower"}:
         raise _broken(f"direction must be 'higher' or 'lower'; got {row['direction']!r}")
     return Comparison(**row | parts)
+
+
+def _interval(value: Any) -> Interval:  # parsed JSON
+    found = _flat(Interval, value)
+    try:
+        ends = float(found.value), float(found.low), float(found.high)
+    except OverflowError as error:
+        raise _broken(f"an interval must hold numbers of 64 bits; {error}") from error
+    if not (ends[1] <= ends[2] and 0 < found.level < 1 and found.n >= 1):
+        raise _broken(
+            "an interval must have low <= high, a level between 0 and 1 and n >= 1; got "
+            f"low {found.low!r}, high {found.high!r}, level {found.level!r}, n {found.n!r}"
+        )
+    return found
 
 
 def _flat(kind: type[T], value: Any) -> T:  # parsed JSON
@@ -323,3 +346,19 @@ def _broken(problem: str) -> EvidenceError:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name}")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text}, which no float holds")
+    return number
+
+
+def _single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a name that stands twice: another parser would take the other value."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{max(names, key=names.count)!r} twice")
+    return found

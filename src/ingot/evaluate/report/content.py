@@ -146,7 +146,7 @@ def read_report(path: Path) -> Report:
         body["notes"] = tuple(body["notes"])
         evidence = evidence_from_statement(statement) if statement else None
         return Report(**body, rows=rows, sensitivity=layers, evidence=evidence)
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise EvidenceError(
             f"A report must be a report.json that `ingot optimize` wrote; got {path.name!r}: "
             f"{error}. Run it again to write a new one."
