@@ -17,16 +17,15 @@ import _peers
 
 
 def main() -> None:
-    """Run the race that the spec describes and write every runner's medians in milliseconds.
+    """Run the race that the spec describes; write milliseconds per runner, opening and round.
 
     Where a session's memory happens to lie makes it a few per cent faster or slower for as long as
-    it lives. So runners are opened anew several times, torch excepted, which compiles for a minute;
-    each opening gives one median.
+    it lives. So runners are opened anew several times, torch excepted, which compiles for a minute.
     """
     spec = json.loads(Path(sys.argv[1]).read_text())
     with np.load(spec["feeds"]) as arrays:
         feeds = dict(arrays)
-    failed, medians, kept = {}, {}, {}
+    failed, found, kept = {}, {}, {}
     for turn in range(spec.get("openings", 1)):
         runners = {}
         for entry in spec["runners"]:
@@ -44,23 +43,24 @@ def main() -> None:
         for name, times in _race(
             runners, feeds, spec | {"seed": spec["seed"] * 100 + turn}
         ).items():
-            medians.setdefault(name, []).append(float(np.median(times)))
-    Path(sys.argv[2]).write_text(json.dumps({"times_ms": medians, "failed": failed}))
+            found.setdefault(name, []).append(times)
+    Path(sys.argv[2]).write_text(json.dumps({"times_ms": found, "failed": failed}))
 
 
 def _race(runners: dict, feeds: dict, spec: dict) -> dict[str, list[float]]:
-    """Time short runs of calls, in a new random order every round."""
+    """Return the median of a short run of calls per round; every round has a new random order."""
     order = np.random.default_rng(spec["seed"])
     names, times = list(runners), {name: [] for name in runners}
     gc.disable()
     for _ in range(spec["rounds"]):
         for index in order.permutation(len(names)):
-            answer, kept = runners[names[index]], times[names[index]]
+            answer, calls = runners[names[index]], []
             answer(feeds)  # the caches belong to this runner again
             for _ in range(spec["calls"]):
                 start = time.perf_counter()
                 answer(feeds)
-                kept.append((time.perf_counter() - start) * 1000)
+                calls.append((time.perf_counter() - start) * 1000)
+            times[names[index]].append(float(np.median(calls)))
     gc.enable()
     return times
 

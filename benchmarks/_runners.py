@@ -18,26 +18,31 @@ Feeds = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Race:
-    """What happened: median milliseconds by runner, one per process, and who could not start."""
+    """What happened: milliseconds by runner, process and round, and who could not start."""
 
-    medians: dict[str, list[float]]
+    rounds: dict[str, list[np.ndarray]]
     failed: dict[str, str]
 
-    def best_peer(self) -> str:
-        """Return the runner with the lowest typical latency that is not ours."""
-        peers = [name for name in self.medians if not name.startswith("ingot")]
-        return min(peers, key=lambda name: float(np.mean(np.log(self.medians[name]))))
+    def best_peers(self) -> list[str]:
+        """Return the runners that are not ours, the fastest first."""
+        peers = [name for name in self.rounds if not name.startswith("ingot")]
+        return sorted(peers, key=self.typical)
 
     def ratio(self, ours: str, other: str) -> tuple[float, float, float]:
-        """Return latency of `ours` / `other`: geometric mean and 95 % t-interval over processes."""
-        logs = np.log(self.medians[ours]) - np.log(self.medians[other])
+        """Return latency of `ours` / `other`: geometric mean and 95 % t-interval over processes.
+
+        Of a process it is the median over rounds of the ratio within the round: the machine is
+        fast and slow by turns of seconds, and both sides of a round see the same.
+        """
+        pairs = zip(self.rounds[ours], self.rounds[other], strict=True)
+        logs = np.array([np.median(np.log(a) - np.log(b)) for a, b in pairs])
         middle, n = float(logs.mean()), len(logs)
         half = float(stats.t.ppf(0.975, n - 1) * logs.std(ddof=1) / n**0.5) if n > 1 else np.inf
         return tuple(float(np.exp(v)) for v in (middle, middle - half, middle + half))
 
     def typical(self, name: str) -> float:
         """Return the geometric mean of a runner's medians in milliseconds."""
-        return float(np.exp(np.mean(np.log(self.medians[name]))))
+        return float(np.exp(np.mean([np.log(np.median(times)) for times in self.rounds[name]])))
 
 
 def ours(name: str, model: Model, config: EngineConfig) -> dict:
@@ -82,7 +87,7 @@ def race(
     """
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "feeds.npz", allow_pickle=False, **feeds)
-    medians: dict[str, list[float]] = {}
+    times: dict[str, list[np.ndarray]] = {}
     failed: dict[str, str] = {}
     for seed in range(processes):
         spec, out = folder / f"spec{seed}.json", folder / f"times{seed}.json"
@@ -94,9 +99,15 @@ def race(
         subprocess.run(command, check=True)
         found = json.loads(out.read_text())
         failed |= found["failed"]
-        for name, times in found["times_ms"].items():
-            medians.setdefault(name, []).append(float(np.exp(np.mean(np.log(times)))))
-    return Race({name: m for name, m in medians.items() if name not in failed}, failed)
+        for name, openings in found["times_ms"].items():
+            times.setdefault(name, []).append(np.concatenate(openings))
+    return Race({name: t for name, t in times.items() if name not in failed}, failed)
+
+
+def final(run: Race, entries: list[dict], feeds: Feeds, folder: Path, **options: int) -> Race:
+    """Race `ingot` again with the two best peers only: rounds are short, so pairs are close."""
+    names = {"ingot", *run.best_peers()[:2]}
+    return race([e for e in entries if e["name"] in names], feeds, folder, **options)
 
 
 def table_rows(what: str, run: Race, order: list[str]) -> list[list]:

@@ -8,7 +8,7 @@ import _peers
 import numpy as np
 from _minilm import exact, ratio_claim
 from _results import Claim, Section
-from _runners import ours, peer, race, table_rows, torch_peer
+from _runners import final, ours, peer, race, table_rows, torch_peer
 
 from ingot.compress.quantize.static import QuantizeStatic
 from ingot.compress.recipe import Recipe
@@ -133,11 +133,15 @@ def _race_net(
         entries.append(peer(name, path))
     entries += [torch_peer(name, factory) for name in _peers.TORCH]
     feeds = {n: np.ascontiguousarray(a[:batch]) for n, a in inputs.items()}
-    run = race(entries, feeds, work / f"{factory}_{batch}", threads=threads,
-               processes=5 if claim else 3, rounds=6 if slow else 15, calls=1 if slow else 2,
-               warmup=2, openings=2 if slow else 3)  # fmt: skip
+    folder = work / f"{factory}_{batch}"
+    run = race(entries, feeds, folder, threads=threads, processes=3, rounds=6 if slow else 10,
+               calls=1 if slow else 2, warmup=2, openings=1 if slow else 2)  # fmt: skip
     table = {"peers": table_rows(what, run, [entry["name"] for entry in entries])}
-    return Section([ratio_claim(what, run)] if claim else [], table), small
+    if not claim:
+        return Section([], table), small
+    last = final(run, entries, feeds, folder / "final", threads=threads, rounds=12 if slow else 40,
+                 calls=1 if slow else 2, openings=4)  # fmt: skip
+    return Section([ratio_claim(what, run, last)], table), small
 
 
 def _npz(path: Path, take: int | None = None) -> Split:
