@@ -99,8 +99,8 @@ def race(
         subprocess.run(command, check=True)
         found = json.loads(out.read_text())
         failed |= found["failed"]
-        for name, openings in found["times_ms"].items():
-            times.setdefault(name, []).append(np.concatenate(openings))
+        for name, parts in found["times_ms"].items():
+            times.setdefault(name, []).append(np.concatenate(parts))
     return Race({name: t for name, t in times.items() if name not in failed}, failed)
 
 
