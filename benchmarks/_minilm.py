@@ -82,9 +82,9 @@ def latency(shared: Path, work: Path) -> Section:
         entries = [ours("ingot", small, config)]
         entries += [ours("ingot-on-ort", small, EngineConfig("onnxruntime", threads=threads))]
         entries += [peer(name, files[name]) for name in PREPARED]
-        if length == 128:  # torch compiles for half a minute per shape and process
-            entries += [torch_peer(name, "minilm") for name in _peers.TORCH]
         main, big = (batch, length) == (1, 128), batch > 1
+        if main:  # torch compiles for half a minute per shape and process
+            entries += [torch_peer(name, "minilm") for name in _peers.TORCH]
         feeds, folder = feeds_at(model, batch, length), work / f"minilm_{batch}x{length}"
         run = race(
             entries,
@@ -92,7 +92,7 @@ def latency(shared: Path, work: Path) -> Section:
             folder,
             threads=threads,
             processes=3,
-            rounds=8 if big else 15,
+            rounds=6 if big else 12,
             openings=1 if big else 2,
             calls=1 if big else 3,
         )

@@ -131,7 +131,8 @@ def _race_net(
     for name in _peers.PREPARED if batch == 1 else _WITHOUT_DYNAMIC:
         path = _peers.prepare(name, model.onnx_path, rows, work / factory, transformer=is_text)
         entries.append(peer(name, path))
-    entries += [torch_peer(name, factory) for name in _peers.TORCH]
+    if batch == 1:  # torch compiles for half a minute per shape and process
+        entries += [torch_peer(name, factory) for name in _peers.TORCH]
     feeds = {n: np.ascontiguousarray(a[:batch]) for n, a in inputs.items()}
     folder = work / f"{factory}_{batch}"
     run = race(entries, feeds, folder, threads=threads, processes=3, rounds=6 if slow else 10,

@@ -30,15 +30,18 @@ class BucketSession:
         self._session, self._buckets = session, tuple(buckets)
         self.config: EngineConfig = session.config
         self.signature: Signature | None = getattr(session, "signature", None)
+        self._fixed = _fixed_axes(session)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Return every output by name, with as many columns as the mask; those cut are zero."""
         mask = feeds.get(MASK)
         if mask is None or mask.ndim != 2:
             return self._session.run(feeds)
+        if mask.shape[1] in self._buckets and mask[:, -1].any():
+            return self._session.run(feeds)  # as wide as a bucket, and every column is used
         length = longest(mask)
         width = next((b for b in self._buckets if b >= length), length)
-        inputs, outputs = _fixed_axes(self._session)
+        inputs, outputs = self._fixed
         found = self._session.run(
             {
                 name: array if name in inputs else _fit(array, mask.shape, width)
