@@ -73,6 +73,18 @@ def test_a_claim_about_something_that_was_never_measured_is_not_released(registr
         registry.release("digits", model, evidence_from_statement(statement))
 
 
+def test_an_interval_edited_with_its_verdict_is_another_evidence(registry, model):
+    honest = prove(model, ratio=0.7)
+    with pytest.raises(EvidenceError, match="must have held"):
+        registry.release("digits", model, honest)
+    forged = prove(model, ratio=0.3)
+
+    version = registry.release("digits", model, forged)
+
+    # numbers that were made up cannot be told from measured ones before evidence is signed
+    assert version.evidence == forged.digest != honest.digest
+
+
 def test_a_claim_loosened_with_its_verdict_shows_in_the_ledger(registry, model):
     honest = prove(model)
     statement = honest.to_statement()

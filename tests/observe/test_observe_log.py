@@ -115,3 +115,19 @@ def test_a_killed_process_keeps_what_the_thread_flushed(tmp_path):
 
     with ObservationLog(tmp_path / "o.sqlite") as log:
         assert [o.request_id for o in log.read()] == ["r"]
+
+
+def test_a_full_disk_drops_batches_with_one_warning_each_and_the_log_goes_on(tmp_path, caplog):
+    with ObservationLog(tmp_path / "log.sqlite", flush_s=0.5) as log:
+        pages = log._db.execute("PRAGMA page_count").fetchone()[0]
+        log._db.execute(f"PRAGMA max_page_count = {pages}")
+        for i in range(200):
+            log.record(Observation(f"r{i}" * 50, 1.0, "digits", "sha256:v"))
+        log.flush()
+        dropped, warnings = log.dropped, len(caplog.records)
+        log._db.execute("PRAGMA max_page_count = 100000")
+        log.record(Observation("after", 2.0, "digits", "sha256:v"))
+
+        assert dropped == 200
+        assert 1 <= warnings <= 2  # one per batch, and the thread may have taken a batch of its own
+        assert [found.request_id for found in log.read()] == ["after"]

@@ -126,6 +126,10 @@ class ObservationLog:
             rows = [_ROW(observation) for observation in batch]
             try:
                 self._insert(rows)
+            except sqlite3.OperationalError as error:  # a full disk, say: no row of it would fit
+                with self._lock:
+                    self._dropped += len(rows)
+                log.warning("%d observations were not stored: %s", len(rows), error)
             except (sqlite3.Error, ValueError, OverflowError):
                 self._insert_singly(rows)
 
