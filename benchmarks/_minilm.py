@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -185,12 +184,15 @@ def search(shared: Path, work: Path) -> Section:
     command += ["--require", f"spearman drop <= {POINTS}", "--out", str(work / "minilm_best")]
     start = time.monotonic()
     env = os.environ | {"INGOT_HOME": str(work / "home")}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-    wall = time.monotonic() - start
-    if not done.stdout:
-        raise SystemExit(done.stderr)
-    found = json.loads(done.stdout)
-    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 2**30
+    with (work / "search.json").open("wb") as out, (work / "search.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=out, stderr=log, env=env)
+        # wait4 gives the peak of this process and of its children, and of no race before it
+        _, _, usage = os.wait4(process.pid, 0)
+    wall, memory = time.monotonic() - start, usage.ru_maxrss * 1024 / 2**30
+    text = (work / "search.json").read_text()
+    if not text:
+        raise SystemExit((work / "search.log").read_text())
+    found = json.loads(text)
     tried = len(found["outcomes"])
     note = f"{tried} candidates; {found['summary']}"
     claims = [

@@ -135,6 +135,14 @@ def test_the_version_is_the_same_everywhere():
     assert f"version: {project['version']}" in citation
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_and_pictures_lead_to_files(page):
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    local = [target for target in targets if not re.match(r"[a-z]+:", target)]
+
+    assert [target for target in local if not (page.parent / target).exists()] == []
+
+
 def test_generated_parts_of_pages_are_up_to_date():
     done = subprocess.run(
         [sys.executable, ROOT / "docs" / "render.py", "--check"], capture_output=True, text=True
