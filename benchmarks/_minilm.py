@@ -22,6 +22,7 @@ from ingot.evaluate.metrics import METRICS, cosine_rows
 from ingot.evaluate.quality import quality
 from ingot.models.load import load_model
 from ingot.models.model import Model
+from ingot.models.store import copy_folder
 from ingot.runtime.cold_start import cold_start, footprint
 from ingot.runtime.engine import EngineConfig
 from ingot.runtime.feeds import feeds_at
@@ -179,7 +180,8 @@ def starts(shared: Path, work: Path) -> Section:
 def search(shared: Path, work: Path) -> Section:
     """Run `ingot optimize` on MiniLM as a user would, in a process of its own."""
     model, _, _ = prepare(shared, work)
-    command = [sys.executable, "-m", "ingot.cli", "optimize", str(model.path)]
+    named = copy_folder(model, work / "minilm")  # a report is titled by the folder's name
+    command = [sys.executable, "-m", "ingot.cli", "optimize", str(named)]
     command += ["--data", str(work / "stsb.toml"), "--shape", "1x128", "--json", "--fresh"]
     command += ["--require", f"spearman drop <= {POINTS}", "--out", str(work / "minilm_best")]
     start = time.monotonic()
