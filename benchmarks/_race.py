@@ -19,8 +19,8 @@ import _peers
 def main() -> None:
     """Run the race that the spec describes; write milliseconds per runner, opening and round.
 
-    Where a session's memory happens to lie makes it a few per cent faster or slower for as long as
-    it lives. So runners are opened anew several times, torch excepted, which compiles for a minute.
+    Two openings of one model can differ by a few per cent, perhaps because of where their memory
+    lies. So runners are opened anew several times, torch excepted, which compiles for a minute.
     """
     spec = json.loads(Path(sys.argv[1]).read_text())
     with np.load(spec["feeds"]) as arrays:
