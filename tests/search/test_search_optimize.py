@@ -94,7 +94,7 @@ def test_a_model_that_runs_nowhere_is_refused(cnn, data, tmp_path):
     [("acuracy drop <= 0.01", ClaimError), ("accuracy drop <= 0.001", ClaimError)],
 )
 def test_claims_are_refused_before_anything_is_made(cnn, data, tmp_path, monkeypatch, claim, error):
-    monkeypatch.setattr("ingot.search.optimize.make_all", None)
+    monkeypatch.setattr("ingot.search.ladder.make_all", None)
 
     with pytest.raises(error):
         optimize(cnn, data, require=[claim], out=tmp_path / "best")
@@ -104,7 +104,7 @@ def test_claims_are_refused_before_anything_is_made(cnn, data, tmp_path, monkeyp
 def test_data_that_do_not_fit_the_model_are_refused_before_anything_is_made(
     cnn, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("ingot.search.optimize.make_all", None)
+    monkeypatch.setattr("ingot.search.ladder.make_all", None)
     rows = np.random.default_rng(0).random((400, 3, 8, 8), np.float32)
     split = ingot.Split({"image": rows}, np.zeros(400, int))
     wrong = ingot.make_data({"test": split}, task="classification")

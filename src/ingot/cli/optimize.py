@@ -54,6 +54,12 @@ if TYPE_CHECKING:
     "--threads", default=0, show_default=True, help="Threads per call; 0 is every physical core."
 )
 @click.option(
+    "--minutes",
+    default=0.0,
+    type=click.FloatRange(min=0),
+    help="Training that may be spent on networks with fewer layers; needs the split `training`.",
+)
+@click.option(
     "--buckets",
     metavar="N,N,...",
     callback=parse_buckets,
@@ -79,6 +85,7 @@ def command(
     goal: "Goal",
     shapes: tuple[str, ...],
     threads: int,
+    minutes: float,
     buckets: tuple[int, ...],
     out: Path,
     dry_run: bool,
@@ -103,8 +110,8 @@ def command(
     where = ModelSource(**source)
     model = where.load()
     data = load_data_option(data_path, task, columns, model)
-    trials = plan(model, data, threads=threads, buckets=buckets, factory=where.factory())
     if dry_run:
+        trials = plan(model, data, threads=threads, buckets=buckets, factory=where.factory())
         _print_plan(trials, as_json=as_json)
         return 0
     with progress_bar("optimize") as progress:
@@ -114,9 +121,11 @@ def command(
             require=require,
             goal=goal,
             shapes=tuple(parse_shape(s) for s in shapes),
-            trials=trials,
+            threads=threads,
+            buckets=buckets,
             out=out,
             seed=seed,
+            minutes=minutes,
             factory=where.factory(),
             fresh=fresh,
             progress=progress,

@@ -101,6 +101,7 @@ class Recipe:
         progress: Progress = SILENT,
         root: Path | None = None,
         run: Run | None = None,
+        after: Model | None = None,
     ) -> Model:
         """Return a new stored model; the one given is not touched.
 
@@ -113,14 +114,20 @@ class Recipe:
             progress: Where long work reports.
             root: Store folder; the default store if not given.
             run: Collects what the methods log; one is made if not given.
+            after: What all methods but the last made of `model`, if that is stored already and the
+                last one edits ONNX graphs: only the last one runs then.
 
         Raises:
             RecipeError: A method does not fit the model or asks for data it did not declare.
         """
         self._check_order(model, factory)
         run = run or Run(seed=seed, progress=progress)
+        run.original = lambda: _read_graph(model)
         net = _open_network(model, factory if self._starts_with_torch else None)
-        for method in self.methods:
+        methods = self.methods
+        if after is not None:
+            net, methods = _read_graph(after), self.methods[-1:]
+        for method in methods:
             if method.form == "onnx" and isinstance(net, TorchNetwork):
                 net = _export(net, model)
             net = method.apply(net, restrict(data, method), run)
@@ -251,6 +258,10 @@ def _open_network(model: Model, factory: Factory | None) -> Network:
         from ingot.models.torch_format import rebuild_module
 
         return TorchNetwork(copy.deepcopy(rebuild_module(model, factory)))
+    return _read_graph(model)
+
+
+def _read_graph(model: Model) -> OnnxNetwork:
     from ingot.models.onnx_format import read_onnx
 
     return OnnxNetwork(read_onnx(model.onnx_path))

@@ -13,6 +13,7 @@ from ingot.core.seeds import derive_seed
 from ingot.data.data import Array, Data, Split, Task
 
 MASK = "attention_mask"
+TAUGHT = frozenset({"calibration", "training"})  # nothing is judged on them: they may overlap
 SHOWN = 3  # examples that a message about duplicates quotes
 
 
@@ -169,7 +170,7 @@ def _check_pairs(name: str, split: Split, task: Task) -> None:
 def _check_targets(name: str, split: Split, task: Task, classes: int) -> Array | None:
     targets = split.targets
     if targets is None:
-        if task is Task.NONE or name == "calibration":
+        if task is Task.NONE or name in TAUGHT:
             return None
         raise DataError(
             f"Split {name!r} must have targets for {task.value}; got none. "
@@ -265,7 +266,7 @@ def _refuse_shared(splits: Mapping[str, Split], hashes: Mapping[str, list[bytes]
     for name in splits:
         for index, key in enumerate(hashes[name]):
             home = seen.setdefault(key, (name, index))
-            if home[0] != name:
+            if home[0] != name and not {home[0], name} <= TAUGHT:
                 here, there = _show(splits, name, index), _show(splits, *home)
                 shared.append(f"{here} = {there}")
     if shared:

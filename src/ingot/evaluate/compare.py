@@ -191,10 +191,14 @@ def evidence_from(
     seed: int = 0,
     now: datetime | None = None,
     reference_config: EngineConfig | None = None,
+    qualities: Sequence[Comparison] = (),
 ) -> Evidence:
-    """Build evidence from predictions and latencies that exist already; runs no model."""
+    """Build evidence from predictions and latencies that exist already; runs no model.
+
+    `qualities` saves the time of `compare_quality` where that was called with the same arguments.
+    """
     examples = data.split(split)
-    rows = [quality(METRICS[m], before, after, examples.targets, seed=seed) for m in metrics]
+    rows = list(qualities) or compare_quality(examples, metrics, before, after, seed=seed)
     rows.append(compare_sizes(baseline.model, candidate.model))
     rows += [*compare_latencies(measured, seed=seed), *more]
     facts = describe_machine()
@@ -213,6 +217,13 @@ def evidence_from(
         (now or datetime.now(UTC)).isoformat(timespec="seconds"),
         reference_config,
     )
+
+
+def compare_quality(
+    split: Split, metrics: Sequence[str], before: Array, after: Array, *, seed: int = 0
+) -> list[Comparison]:
+    """Return one row per metric, paired on the same examples."""
+    return [quality(METRICS[m], before, after, split.targets, seed=seed) for m in metrics]
 
 
 def _check_measured(claims: Sequence[Claim], *, timed: bool) -> None:

@@ -27,6 +27,7 @@ class Job:
         split: Split that quality is judged on.
         seed: Every random choice.
         factory: Builds the torch network of `model`, if there is one.
+        minutes: Training that may be spent to win back what dropped layers lose; 0 drops none.
     """
 
     model: Model
@@ -37,6 +38,7 @@ class Job:
     split: str = "test"
     seed: int = 0
     factory: Factory | None = None
+    minutes: float = 0.0
 
     def digest(self, trials: Sequence[Trial], machine: str) -> str:
         """Digest of the whole job: the same one goes on where it stopped."""
@@ -50,4 +52,5 @@ class Job:
             "seed": self.seed,
             "trials": [trial.digest for trial in trials],
             "machine": machine,
+            "minutes": self.minutes,
         })  # fmt: skip

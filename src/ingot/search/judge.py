@@ -1,17 +1,22 @@
 """Judge every candidate: predictions, latency side by side, evidence against the float model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 
-from ingot.core.digest import hex_of
+from ingot.core.digest import digest_json, hex_of
 from ingot.core.errors import DataError, EngineError, IngotError
 from ingot.core.progress import Progress
 from ingot.data.data import Array
 from ingot.evaluate.claims import Claim
-from ingot.evaluate.compare import check_labels, evidence_from, predict_split
+from ingot.evaluate.compare import (
+    check_labels,
+    compare_quality,
+    evidence_from,
+    predict_split,
+)
 from ingot.evaluate.compare import plan as plan_claims
 from ingot.evaluate.costs import timing_feeds
-from ingot.evaluate.evidence import Evidence, Interval
+from ingot.evaluate.evidence import Comparison, Evidence, Interval
 from ingot.evaluate.metrics import METRICS
 from ingot.models.feeds import feeds_for
 from ingot.models.model import Model
@@ -24,6 +29,7 @@ from ingot.search.make import Made
 from ingot.search.pareto import frontier
 from ingot.search.trial import Outcome
 
+Qualities = MutableMapping[str, Sequence[Comparison]]
 CALLS = 100
 BUDGET_S = 60.0
 
@@ -57,8 +63,18 @@ def check_claims(job: Job) -> None:
     feeds_for(job.model.signature, split.take([0]).inputs)
 
 
-def judge_all(job: Job, made: Sequence[Made], journal: Journal, progress: Progress) -> Judged:
-    """Return the outcome of every trial.
+def judge_all(
+    job: Job,
+    made: Sequence[Made],
+    journal: Journal,
+    progress: Progress,
+    *,
+    qualities: Qualities | None = None,
+) -> Judged:
+    """Return the outcome of every trial. Latencies are measured side by side, in one run.
+
+    `qualities` remembers rows by trial, so that judging the same ones again beside others costs
+    little.
 
     Quality is judged against the float model in fp32. Speed is judged against the best float path:
     the fastest way to run the unchanged model that itself keeps the claims on quality.
@@ -71,7 +87,8 @@ def judge_all(job: Job, made: Sequence[Made], journal: Journal, progress: Progre
     check_labels(job.data, job.data.split(job.split), predictions[truth])
     times = _measure_all(job, {i: made[i] for i in predictions}, journal, progress)
     claims, metrics = plan_claims(job.data, job.data.split(job.split), job.claims)
-    bench = _Bench(job, made, predictions, times, truth, claims, metrics)
+    known = {} if qualities is None else qualities
+    bench = _Bench(job, made, predictions, times, truth, claims, metrics, known)
     best = bench.best_float()
     outcomes = []
     for i, one in enumerate(made):
@@ -96,6 +113,7 @@ class _Bench:
     truth: int
     claims: tuple[Claim, ...]
     metrics: tuple[str, ...]
+    qualities: Qualities
 
     @property
     def shape(self) -> str:
@@ -126,7 +144,21 @@ class _Bench:
             measured={a.shape: (a, b) for a, b in pairs},
             seed=self.job.seed,
             reference_config=self.made[self.truth].trial.config,
+            qualities=self.quality(i),
         )
+
+    def quality(self, i: int) -> Sequence[Comparison]:
+        """Return how trial `i` answers beside the float model, worked out once."""
+        key = self.made[i].trial.digest
+        if key not in self.qualities:
+            self.qualities[key] = compare_quality(
+                self.job.data.split(self.job.split),
+                self.metrics,
+                self.predictions[self.truth],
+                self.predictions[i],
+                seed=self.job.seed,
+            )
+        return self.qualities[key]
 
     def candidate(self, i: int, label: str) -> Candidate:
         return Candidate(label, _model(self.made[i]), self.made[i].trial.config)
@@ -191,9 +223,10 @@ def _reference(
 def _measure_all(
     job: Job, made: Mapping[int, Made], journal: Journal, progress: Progress
 ) -> dict[int, tuple[Measurement, ...]]:
-    known = journal.read("latencies")
     labels = {i: f"{i} {hex_of(one.trial.digest)[:12]}" for i, one in made.items()}
-    if known is None or set(known) != set(labels.values()):
+    step = f"latencies-{hex_of(digest_json(list(labels.values())))[:24]}"
+    known = journal.read(step)
+    if known is None:
         feeds = timing_feeds(job.model, job.data.split(job.split), job.shapes, seed=job.seed)
 
         def opened(model: Model, config: EngineConfig) -> Session:
@@ -207,7 +240,7 @@ def _measure_all(
         known = {side.label: [] for side in sides}
         for row in rows:
             known[row.label].append(row.to_json())  # type: ignore[union-attr] # the list made above
-        journal.write("latencies", known)
+        journal.write(step, known)
     return {
         i: tuple(Measurement.from_json(row) for row in known[label])  # type: ignore[union-attr,arg-type] # as written above
         for i, label in labels.items()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ingot.compress.recipe import Recipe
 from ingot.compress.run import Run
 from ingot.core.digest import hex_of
-from ingot.core.errors import IngotError, ModelError
+from ingot.core.errors import IngotError, ModelError, RecipeError
 from ingot.core.progress import Progress
 from ingot.models.model import Model
 from ingot.models.store import find_model
@@ -38,12 +38,14 @@ def make_all(
     made: dict[str, tuple[Model | None, str]] = {}
     for done, (digest, recipe) in enumerate(recipes.items()):
         progress.step(f"make {recipe.label}", done, len(recipes))
-        made[digest] = _make(job, recipe, journal)
+        made[digest] = _make(job, recipe, journal, progress)
     progress.step("candidates made", len(recipes), len(recipes))
     return tuple(Made(trial, *made[trial.recipe.digest]) for trial in trials)
 
 
-def _make(job: Job, recipe: Recipe, journal: Journal) -> tuple[Model | None, str]:
+def _make(
+    job: Job, recipe: Recipe, journal: Journal, progress: Progress
+) -> tuple[Model | None, str]:
     if not recipe.methods:
         return job.model, ""
     step = f"recipe-{hex_of(recipe.digest)[:24]}"
@@ -51,13 +53,26 @@ def _make(job: Job, recipe: Recipe, journal: Journal) -> tuple[Model | None, str
     if known is not None:
         return known
     try:
-        run = Run(seed=job.seed)
-        small = recipe.apply(job.model, job.data, factory=job.factory, seed=job.seed, run=run)
+        small = _apply(job, recipe, journal, progress)
     except IngotError as error:
         journal.write(step, {"model": "", "error": str(error)})
         return None, str(error)
     journal.write(step, {"model": small.digest, "error": ""})
     return small, ""
+
+
+def _apply(job: Job, recipe: Recipe, journal: Journal, progress: Progress) -> Model:
+    """Apply a recipe; what several recipes begin with (minutes of training) is applied once."""
+    run = Run(seed=job.seed, progress=progress)
+    begin = Recipe(recipe.methods[:-1])
+    if not begin.methods or recipe.methods[-1].form != "onnx":
+        return recipe.apply(job.model, job.data, factory=job.factory, seed=job.seed, run=run)
+    made, error = _make(job, begin, journal, progress)
+    if made is None:
+        raise RecipeError(error)
+    return recipe.apply(
+        job.model, job.data, factory=job.factory, seed=job.seed, run=run, after=made
+    )
 
 
 def _known(journal: Journal, step: str) -> tuple[Model | None, str] | None:

@@ -14,8 +14,9 @@ from ingot.runtime.machine import describe_machine, machine_digest
 from ingot.search.explain import explain, summarize
 from ingot.search.job import Goal, Job, Shape
 from ingot.search.journal import Journal
-from ingot.search.judge import Judged, check_claims, judge_all
-from ingot.search.make import Made, make_all
+from ingot.search.judge import Judged, check_claims
+from ingot.search.ladder import climb
+from ingot.search.make import Made
 from ingot.search.output import write_output
 from ingot.search.result import Result, choose_best
 from ingot.search.space import default_trials
@@ -59,6 +60,7 @@ def optimize(
     trials: Sequence[Trial] | None = None,
     factory: Factory | None = None,
     seed: int = 0,
+    minutes: float = 0.0,
     fresh: bool = False,
     progress: Progress = SILENT,
 ) -> Result:
@@ -78,9 +80,12 @@ def optimize(
         threads: Threads per call; 0 is every physical core.
         buckets: Lengths that texts are padded up to; see `EngineConfig`.
         out: Folder to write: model, evidence, recipe and report.
-        trials: What to try; by default what is worth trying for this architecture.
+        trials: Exactly what to try. By default what is worth trying for this architecture, and
+            then what the outcomes suggest: see `search/ladder.py`.
         factory: Builds the torch network of `model`; adds torch engines and torch methods.
         seed: Every random choice.
+        minutes: Training that may be spent on networks with fewer layers. It needs the split
+            `training`, without labels; 0 leaves the layers alone.
         fresh: Forget what an interrupted run finished.
         progress: Where work reports.
 
@@ -90,15 +95,15 @@ def optimize(
         EngineError: No engine runs the model at all.
     """
     claims = tuple(require) or default_claims(data)
-    job = Job(model, data, claims, goal, tuple(shapes), split, seed, factory)
+    job = Job(model, data, claims, goal, tuple(shapes), split, seed, factory, minutes)
     check_claims(job)
+    rungs = trials is None
     if trials is None:
         trials = plan(model, data, threads=threads, buckets=buckets, factory=factory)
     journal = Journal.of(job.digest(tuple(trials), machine_digest(describe_machine())))
     if fresh:
         journal.forget()
-    made = make_all(job, tuple(trials), journal, progress)
-    judged = judge_all(job, made, journal, progress)
+    made, judged = climb(job, tuple(trials), journal, progress, rungs=rungs)
     result = _result(job, made, judged, Path(out))
     write_output(job, result, judged.best_float, progress)
     return result

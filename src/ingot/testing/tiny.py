@@ -38,8 +38,10 @@ def tiny_cnn(seed: int = 0, *, classes: int = 4) -> onnx.ModelProto:
     return g.model("tiny_cnn", [image], [logits])
 
 
-def tiny_transformer(seed: int = 0, *, vocab: int = 50, width: int = 32) -> onnx.ModelProto:
-    """Return a one-layer encoder: embedding, attention with a mask, GELU, norms, mean pooling.
+def tiny_transformer(
+    seed: int = 0, *, vocab: int = 50, width: int = 32, layers: int = 1
+) -> onnx.ModelProto:
+    """Return an encoder: embedding, attention with a mask, GELU, norms, mean pooling.
 
     Inputs `input_ids`, `attention_mask` `(batch, sequence)` int64, output `embedding`
     `(batch, width)`.
@@ -48,15 +50,7 @@ def tiny_transformer(seed: int = 0, *, vocab: int = 50, width: int = 32) -> onnx
     g = _Graph(rng)
     g.weight("table", (vocab, width), scale=0.5)
     g.node("Gather", ["table", "input_ids"], "x")
-    for name in ("q", "k", "v", "o"):
-        g.weight(f"w_{name}", (width, width))
-        g.weight(f"b_{name}", (width,))
-    for name in ("q", "k", "v"):
-        g.linear(name, "x", name)
-    g.node("Transpose", ["k"], "kt", perm=[0, 2, 1])
-    g.node("MatMul", ["q", "kt"], "s0")
     g.constant("root", np.array(np.sqrt(width), np.float32))
-    g.node("Div", ["s0", "root"], "s1")
     g.node("Cast", ["attention_mask"], "mask", to=TensorProto.FLOAT)
     g.constant("one", np.array(1, np.float32))
     g.node("Sub", ["one", "mask"], "gap")
@@ -64,18 +58,12 @@ def tiny_transformer(seed: int = 0, *, vocab: int = 50, width: int = 32) -> onnx
     g.node("Mul", ["gap", "low"], "bias2")
     g.constant("axis1", np.array([1], np.int64))
     g.node("Unsqueeze", ["bias2", "axis1"], "bias3")
-    g.node("Add", ["s1", "bias3"], "s2")
-    g.node("Softmax", ["s2"], "p", axis=-1)
-    g.node("MatMul", ["p", "v"], "c")
-    g.linear("o", "c", "a")
-    g.node("Add", ["x", "a"], "r1")
-    g.layer_norm("ln1", "r1", "h", width)
-    g.feed_forward("h", "ff", width)
-    g.node("Add", ["h", "ff"], "r2")
-    g.layer_norm("ln2", "r2", "y", width)
+    x = "x"
+    for layer in range(layers):
+        x = g.encoder_layer(x, str(layer) if layer else "", width)
     g.constant("axis2", np.array([2], np.int64))
     g.node("Unsqueeze", ["mask", "axis2"], "mask3")
-    g.node("Mul", ["y", "mask3"], "ym")
+    g.node("Mul", [x, "mask3"], "ym")
     g.node("ReduceSum", ["ym", "axis1"], "sum", keepdims=0)
     g.node("ReduceSum", ["mask3", "axis1"], "count", keepdims=0)
     g.node("Div", ["sum", "count"], "embedding")
@@ -145,19 +133,41 @@ class _Graph:
         self.constant(f"{name}_b", np.zeros(width, np.float32))
         self.node("LayerNormalization", [source, f"{name}_g", f"{name}_b"], target, axis=-1)
 
-    def feed_forward(self, source: str, target: str, width: int) -> None:
+    def encoder_layer(self, x: str, tag: str, width: int) -> str:
+        """Add one post-norm layer whose tensors end in `tag`; return its output."""
+        for name in ("q", "k", "v", "o"):
+            self.weight(f"w_{name}{tag}", (width, width))
+            self.weight(f"b_{name}{tag}", (width,))
+        for name in ("q", "k", "v"):
+            self.linear(f"{name}{tag}", x, f"{name}{tag}")
+        self.node("Transpose", [f"k{tag}"], f"kt{tag}", perm=[0, 2, 1])
+        self.node("MatMul", [f"q{tag}", f"kt{tag}"], f"s0{tag}")
+        self.node("Div", [f"s0{tag}", "root"], f"s1{tag}")
+        self.node("Add", [f"s1{tag}", "bias3"], f"s2{tag}")
+        self.node("Softmax", [f"s2{tag}"], f"p{tag}", axis=-1)
+        self.node("MatMul", [f"p{tag}", f"v{tag}"], f"c{tag}")
+        self.linear(f"o{tag}", f"c{tag}", f"a{tag}")
+        self.node("Add", [x, f"a{tag}"], f"r1{tag}")
+        self.layer_norm(f"ln1{tag}", f"r1{tag}", f"h{tag}", width)
+        self.feed_forward(f"h{tag}", f"ff{tag}", tag, width)
+        self.node("Add", [f"h{tag}", f"ff{tag}"], f"r2{tag}")
+        self.layer_norm(f"ln2{tag}", f"r2{tag}", f"y{tag}", width)
+        return f"y{tag}"
+
+    def feed_forward(self, source: str, target: str, tag: str, width: int) -> None:
         for name, shape in (("u", (width, 2 * width)), ("d", (2 * width, width))):
-            self.weight(f"w_{name}", shape)
-            self.weight(f"b_{name}", shape[1:])
-        self.linear("u", source, "up")
-        self.constant("sqrt2", np.array(np.sqrt(2), np.float32))
-        self.constant("half", np.array(0.5, np.float32))
-        self.node("Div", ["up", "sqrt2"], "up_s")
-        self.node("Erf", ["up_s"], "up_e")
-        self.node("Add", ["up_e", "one"], "up_1")
-        self.node("Mul", ["up", "up_1"], "up_m")
-        self.node("Mul", ["up_m", "half"], "gelu")
-        self.linear("d", "gelu", target)
+            self.weight(f"w_{name}{tag}", shape)
+            self.weight(f"b_{name}{tag}", shape[1:])
+        self.linear(f"u{tag}", source, f"up{tag}")
+        if not tag:
+            self.constant("sqrt2", np.array(np.sqrt(2), np.float32))
+            self.constant("half", np.array(0.5, np.float32))
+        self.node("Div", [f"up{tag}", "sqrt2"], f"up_s{tag}")
+        self.node("Erf", [f"up_s{tag}"], f"up_e{tag}")
+        self.node("Add", [f"up_e{tag}", "one"], f"up_1{tag}")
+        self.node("Mul", [f"up{tag}", f"up_1{tag}"], f"up_m{tag}")
+        self.node("Mul", [f"up_m{tag}", "half"], f"gelu{tag}")
+        self.linear(f"d{tag}", f"gelu{tag}", target)
 
     def model(self, name: str, inputs: list[object], outputs: list[object]) -> onnx.ModelProto:
         graph = helper.make_graph(self.nodes, name, inputs, outputs, self.weights)

@@ -44,7 +44,7 @@ def calibrate(
         DataError: The rows do not fit the graph's inputs.
     """
     watchers = {name: make() for name in tensors}
-    for values in _activations(proto, split, tensors, progress):
+    for values in activations(proto, split, tensors, progress):
         for name, value in values.items():
             try:
                 watchers[name].update(value)
@@ -60,7 +60,7 @@ def channel_peaks(
 ) -> dict[str, Array]:
     """Return the largest magnitude in each channel (the last axis) of each tensor over a split."""
     peaks: dict[str, Array] = {}
-    for values in _activations(proto, split, tensors, progress):
+    for values in activations(proto, split, tensors, progress):
         for name, value in values.items():
             peak = np.abs(value).reshape(-1, value.shape[-1]).max(axis=0)
             peaks[name] = np.maximum(peaks[name], peak) if name in peaks else peak
@@ -91,9 +91,15 @@ def unpadded_batches(split: Split, rows: int = BATCH_ROWS) -> Iterator[Feeds]:
             }
 
 
-def _activations(
+def activations(
     proto: onnx.ModelProto, split: Split, tensors: Sequence[str], progress: Progress
 ) -> Iterator[Mapping[str, Array]]:
+    """Give the values of these tensors, batch by batch.
+
+    Raises:
+        RecipeError: ONNX Runtime cannot run the graph.
+        DataError: There are no rows, or they do not fit the graph's inputs.
+    """
     inputs = {i.name for i in proto.graph.input} - {w.name for w in proto.graph.initializer}
     inner = [name for name in tensors if name not in inputs]
     session, signature = _session(proto, inner), read_signature(proto)

@@ -5,11 +5,13 @@ from typing import ClassVar
 
 from ingot.compress.method import Method
 from ingot.compress.quantize._graph import Graph
+from ingot.compress.quantize._rounder import make_rounder
 from ingot.compress.quantize.calibrate import calibrate
 from ingot.compress.quantize.observers import make_observer
 from ingot.compress.quantize.placement import OPERATORS, Plan, check_operators, place
 from ingot.compress.quantize.prepare import prepare
 from ingot.compress.quantize.qparams import affine, symmetric
+from ingot.compress.quantize.rounding import Rounding, check_rounding
 from ingot.compress.quantize.smooth import smooth_inputs
 from ingot.compress.quantize.writer import write_qdq
 from ingot.compress.run import Run
@@ -35,6 +37,9 @@ class QuantizeStatic(Method):
         embeddings: Also store embedding tables as int8.
         smooth: Strength, 0 to 1, with which outliers move from the inputs of linear layers into
             their weights; None leaves them.
+        rounding: How weights are rounded: `nearest`, `gptq` (each column makes up for what the
+            ones before it lost), or `learned` (AdaRound; slow).
+        bias_correction: Let biases take up the mean error that rounding leaves in the outputs.
 
     References:
         Jacob et al., Quantization and Training of Neural Networks for Efficient
@@ -48,6 +53,8 @@ class QuantizeStatic(Method):
     attention: bool = False
     embeddings: bool = True
     smooth: float | None = None
+    rounding: Rounding = "nearest"
+    bias_correction: bool = False
 
     form: ClassVar[Form] = "onnx"
     needs: ClassVar[frozenset[str]] = frozenset({"calibration"})
@@ -56,6 +63,7 @@ class QuantizeStatic(Method):
         """Check the settings before any work starts."""
         make_observer(self.observer)
         check_operators(self.operators)
+        check_rounding(self.rounding)
         if self.smooth is not None and not 0 <= self.smooth <= 1:
             raise RecipeError(
                 f"smooth must be between 0 and 1, or None; got {self.smooth}. Try 0.5."
@@ -86,7 +94,17 @@ class QuantizeStatic(Method):
             name: symmetric(*bounds) if name in plan.signed else affine(*bounds)
             for name, bounds in ranges.items()
         }
-        return OnnxNetwork(write_qdq(graph, plan, grids, per_channel=self.per_channel, run=run))
+        rounder = make_rounder(
+            graph,
+            plan.weights,
+            split,
+            how=self.rounding,
+            bias_correction=self.bias_correction,
+            progress=run.progress,
+        )
+        return OnnxNetwork(
+            write_qdq(graph, plan, grids, per_channel=self.per_channel, rounder=rounder, run=run)
+        )
 
     def _place(self, graph: Graph) -> Plan:
         return place(

@@ -7,6 +7,7 @@ import onnx
 from onnx import helper
 
 from ingot.compress.quantize._graph import Graph, attributes
+from ingot.compress.quantize._rounder import Rounder
 from ingot.compress.quantize.placement import Plan
 from ingot.compress.quantize.qparams import QParams, sqnr_db, weight_grid
 from ingot.compress.run import Run
@@ -21,6 +22,7 @@ def write_qdq(
     grids: Mapping[str, QParams],
     *,
     per_channel: bool = True,
+    rounder: Rounder | None = None,
     run: Run | None = None,
 ) -> onnx.ModelProto:
     """Put quantize/dequantize pairs on the planned edges and store the planned weights as int8.
@@ -34,12 +36,15 @@ def write_qdq(
         plan: What to quantize.
         grids: A grid for every tensor in `plan.observed`, from whatever source.
         per_channel: One weight scale per output channel instead of one per layer.
+        rounder: Decides up or down for each weight; to the nearest if not given.
         run: Where scale and weight SQNR of each layer are logged.
 
     Returns:
         The graph's model.
     """
-    writer = _Writer(graph, plan, grids, per_channel, run or Run())
+    writer = _Writer(
+        graph, plan, grids, run or Run(), per_channel=per_channel, rounder=rounder or Rounder()
+    )
     for name in plan.weights:
         writer.quantize_layer(name)
     for table in plan.tables:
@@ -57,11 +62,13 @@ class _Writer:
         graph: Graph,
         plan: Plan,
         grids: Mapping[str, QParams],
-        per_channel: bool,
         run: Run,
+        *,
+        per_channel: bool,
+        rounder: Rounder,
     ) -> None:
         self.graph, self.plan, self.grids, self.run = graph, plan, grids, run
-        self.per_channel = per_channel
+        self.per_channel, self.rounder = per_channel, rounder
         self.by_name = graph.by_name
         self.before: dict[str, list[onnx.NodeProto]] = {}
         self.after: dict[str, list[onnx.NodeProto]] = {}
@@ -74,13 +81,17 @@ class _Writer:
         weight = self.graph.value(source)
         assert weight is not None
         x = self.grids[self.plan.root(node.input[0])] if node.input[0] in self.plan.edges else None
-        bias = self._bias(node)
+        bias = bias_of(self.graph, node)
         floor: Array | float = 0.0
         if bias is not None and x is not None:
             needed = np.abs(bias) / (float(x.scale) * BIAS_LIMIT)
             floor = needed if self.per_channel else needed.max()
         grid = weight_grid(weight, axis if self.per_channel else None, floor=floor)
-        integers = grid.quantize(weight)
+        integers = self.rounder.integers(self.graph, node, weight, grid)
+        restored = grid.dequantize(integers)
+        shift = self.rounder.shift(self.graph, node, weight, restored)
+        if shift is not None:
+            bias = add_to_bias(self.graph, node, shift)
         node.input[position] = self._dequantized(name, f"{name}_{source}", integers, grid)
         if bias is not None and x is not None:
             scale = (grid.scale * x.scale).astype(np.float32)
@@ -93,7 +104,7 @@ class _Writer:
             operator=node.op_type,
             scale=float(np.mean(grid.scale)),
             activation_scale=float(x.scale) if x is not None else 0.0,
-            weight_sqnr_db=sqnr_db(weight, grid.dequantize(integers)),
+            weight_sqnr_db=sqnr_db(weight, restored),
         )
 
     def quantize_edges(self) -> None:
@@ -145,16 +156,6 @@ class _Writer:
         self.graph.replace_nodes(nodes)
         self.graph.drop_unused_weights()
 
-    def _bias(self, node: onnx.NodeProto) -> Array | None:
-        if (
-            node.op_type == "MatMul"
-            or len(node.input) < 3
-            or attributes(node).get("beta", 1.0) != 1
-        ):
-            return None
-        value = self.graph.value(node.input[2]) if node.input[2] else None
-        return value if value is not None and value.ndim == 1 else None
-
     def _dequantized(self, layer: str, name: str, integers: Array, grid: QParams) -> str:
         options = {} if grid.axis is None else {"axis": grid.axis}
         inputs = [
@@ -203,3 +204,42 @@ class _Writer:
                     node.input[i] = tensor
             if restored in node.output:
                 node.output[0] = tensor
+
+
+def bias_of(graph: Graph, node: onnx.NodeProto) -> Array | None:
+    """Return the constant bias that is an input of this Conv or Gemm, if there is one."""
+    if node.op_type == "MatMul" or len(node.input) < 3 or attributes(node).get("beta", 1.0) != 1:
+        return None
+    value = graph.value(node.input[2]) if node.input[2] else None
+    return value if value is not None and value.ndim == 1 else None
+
+
+def add_to_bias(graph: Graph, node: onnx.NodeProto, shift: Array) -> Array | None:
+    """Add to the bias of a layer, its own or that of the Add after it; return its own.
+
+    A convolution without a bias gets one. A product without any is left as it is.
+    """
+    own = bias_of(graph, node)
+    if own is None and node.op_type == "MatMul":
+        _add_after(graph, node, shift)
+        return None
+    if own is None and (node.op_type != "Conv" or len(node.input) > 2):
+        return None
+    changed = (shift if own is None else own + shift).astype(np.float32)
+    name = graph.add_weight(f"{node.output[0]}_corrected_bias", changed)
+    if own is None:
+        node.input.append(name)
+    else:
+        node.input[2] = name
+    return changed
+
+
+def _add_after(graph: Graph, node: onnx.NodeProto, shift: Array) -> None:
+    readers = graph.readers.get(node.output[0], ())
+    if len(readers) != 1 or readers[0][0].op_type != "Add" or node.output[0] in graph.outputs:
+        return
+    reader, position = readers[0]
+    value = graph.value(reader.input[1 - position])
+    if value is not None and value.shape == shift.shape:
+        name = f"{node.output[0]}_corrected_bias"
+        reader.input[1 - position] = graph.add_weight(name, (value + shift).astype(np.float32))

@@ -1,0 +1,1 @@
+"""Fewer layers: which to drop, by what their loss does to the answers."""

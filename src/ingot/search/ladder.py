@@ -1,0 +1,130 @@
+"""The ladder: what to try next, given what came of what was tried. Each rung proposes trials."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import ceil
+
+from ingot.compress.depth.drop_layers import DropLayers
+from ingot.compress.distill.distill import Distill
+from ingot.compress.quantize.prepare import prepare
+from ingot.compress.quantize.static import QuantizeStatic
+from ingot.compress.recipe import Recipe
+from ingot.core.errors import IngotError
+from ingot.core.extras import is_installed
+from ingot.core.progress import Progress
+from ingot.models.blocks import find_blocks
+from ingot.models.onnx_format import read_onnx
+from ingot.search.job import Job
+from ingot.search.journal import Journal
+from ingot.search.judge import Judged, Qualities, judge_all
+from ingot.search.make import Made, make_all
+from ingot.search.sensitivity import layer_sensitivity
+from ingot.search.trial import Outcome, Trial
+
+Rung = Callable[[Job, Judged, Progress], tuple[Trial, ...]]
+WORTH = 0.98  # a repair must promise at least two per cent
+LEAST_BLOCKS = 4
+FORMS = 2  # integer forms of a shallower network that are tried
+
+
+def climb(
+    job: Job, trials: Sequence[Trial], journal: Journal, progress: Progress, *, rungs: bool
+) -> tuple[tuple[Made, ...], Judged]:
+    """Make and judge the trials, then what each rung proposes after seeing the outcomes.
+
+    After every rung all candidates are timed again side by side, so that no comparison is between
+    two moments of a busy machine.
+    """
+    qualities: Qualities = {}
+    made = make_all(job, trials, journal, progress)
+    judged = judge_all(job, made, journal, progress, qualities=qualities)
+    for rung in RUNGS if rungs else ():
+        known = {one.trial.digest for one in made}
+        new = tuple(t for t in rung(job, judged, progress) if t.digest not in known)
+        if new:
+            made = (*made, *make_all(job, new, journal, progress))
+            judged = judge_all(job, made, journal, progress, qualities=qualities)
+    return made, judged
+
+
+def repair(job: Job, judged: Judged, progress: Progress) -> tuple[Trial, ...]:
+    """Mend the fastest static form that breaks a claim: better rounding, worst layers in float."""
+    broken = _fastest_broken(judged)
+    if broken is None or "calibration" not in job.data.splits:
+        return ()
+    *before, last = broken.trial.recipe.methods
+    assert isinstance(last, QuantizeStatic)
+    forms = [replace(last, rounding="gptq", bias_correction=True)]
+    try:
+        rows = layer_sensitivity(job.model, job.data.split("calibration"), last, progress=progress)
+    except IngotError:
+        rows = ()  # its other mends are tried all the same
+    worst = [row.layer for row in rows]
+    counts = sorted({min(2, len(worst)), ceil(len(worst) / 8), ceil(len(worst) / 4)} - {0})
+    forms += [replace(last, skip=(*last.skip, *worst[:count])) for count in counts]
+    return tuple(Trial(Recipe((*before, form)), broken.trial.config) for form in forms)
+
+
+def fewer_layers(job: Job, judged: Judged, progress: Progress) -> tuple[Trial, ...]:
+    """Keep two thirds of the layers and win back what that loses, in half of the minutes."""
+    del progress
+    return _shallower(job, judged, 0.67) if _can_train(job) else ()
+
+
+def fewer_still(job: Job, judged: Judged, progress: Progress) -> tuple[Trial, ...]:
+    """Keep half of the layers if two thirds were enough, else five sixths."""
+    del progress
+    tried = [o for o in judged.outcomes if any(_drops(o))]
+    if not tried:
+        return ()
+    return _shallower(job, judged, 0.5 if any(o.passed for o in tried) else 0.83)
+
+
+RUNGS: tuple[Rung, ...] = (repair, fewer_layers, fewer_still)
+
+
+def _fastest_broken(judged: Judged) -> Outcome | None:
+    """Return the fastest static form that ran and broke a claim, if it beats what holds."""
+    ran = [o for o in judged.outcomes if o.ran and o.latency is not None]
+    holding = [o.latency.value for o in ran if o.passed and o.latency]
+    limit = min(holding) * WORTH if holding else float("inf")
+    broken = [
+        o
+        for o in ran
+        if o.passed is False
+        and o.trial.recipe.methods
+        and isinstance(o.trial.recipe.methods[-1], QuantizeStatic)
+        and o.latency is not None
+        and o.latency.value < limit
+    ]
+    return min(broken, key=_latency) if broken else None
+
+
+def _can_train(job: Job) -> bool:
+    if job.minutes <= 0 or "training" not in job.data.splits or not is_installed("torch"):
+        return False
+    return len(find_blocks(prepare(read_onnx(job.model.onnx_path)).proto)) >= LEAST_BLOCKS
+
+
+def _shallower(job: Job, judged: Judged, keep: float) -> tuple[Trial, ...]:
+    """Return the fastest integer forms that hold, each of the network with fewer layers."""
+    holding = sorted(
+        (
+            o
+            for o in judged.outcomes
+            if o.passed and o.ran and not o.trial.is_float and not any(_drops(o))
+        ),
+        key=_latency,
+    )
+    student = (DropLayers(keep), Distill(minutes=round(job.minutes / 2, 2)))
+    return tuple(
+        Trial(Recipe((*student, *o.trial.recipe.methods)), o.trial.config) for o in holding[:FORMS]
+    )
+
+
+def _drops(outcome: Outcome) -> list[bool]:
+    return [True for m in outcome.trial.recipe.methods if isinstance(m, DropLayers)]
+
+
+def _latency(outcome: Outcome) -> float:
+    return outcome.latency.value if outcome.latency else float("inf")
