@@ -63,13 +63,21 @@ class Graph:
 
     def add_weight(self, name: str, value: Array) -> str:
         """Add or replace a constant; return its name."""
-        tensor = numpy_helper.from_array(value, name)
+        return self.add_tensor(numpy_helper.from_array(value, name))
+
+    def add_tensor(self, tensor: onnx.TensorProto) -> str:
+        """Add or replace a constant that numpy has no type for; return its name."""
+        name: str = tensor.name
         if name in self.weights:
             self.weights[name].CopyFrom(tensor)
         else:
             self.proto.graph.initializer.append(tensor)
             self.weights[name] = self.proto.graph.initializer[-1]
         return name
+
+    def insert_first(self, node: onnx.NodeProto) -> None:
+        """Put a node that reads only constants before all others; `index` is up to the caller."""
+        self.proto.graph.node.insert(0, node)
 
     def replace_nodes(self, nodes: Iterable[onnx.NodeProto]) -> None:
         """Make these the nodes, in this order, and index again."""

@@ -9,7 +9,12 @@ from onnx import helper
 
 from ingot.compress.method import Method
 from ingot.compress.quantize._graph import Graph
-from ingot.compress.quantize.placement import Plan, check_operators, place_weights
+from ingot.compress.quantize.placement import (
+    Plan,
+    check_operators,
+    check_table_bits,
+    place_weights,
+)
 from ingot.compress.quantize.prepare import prepare
 from ingot.compress.quantize.qparams import sqnr_db, weight_grid
 from ingot.compress.quantize.writer import write_qdq
@@ -28,13 +33,13 @@ class QuantizeDynamic(Method):
         per_channel: One weight scale per output channel instead of one per layer.
         operators: ONNX operator types that run as integers, of `Gemm` and `MatMul`.
         skip: Names of layers or embedding tables that stay in float.
-        embeddings: Also store embedding tables as int8.
+        embeddings: Bits of embedding tables: 8, 4, or 0 to leave them in float.
     """
 
     per_channel: bool = True
     operators: tuple[str, ...] = DYNAMIC
     skip: tuple[str, ...] = ()
-    embeddings: bool = True
+    embeddings: int = 8
 
     form: ClassVar[Form] = "onnx"
     # DynamicQuantizeLinear and MatMulInteger are fused into integer kernels only there.
@@ -43,6 +48,7 @@ class QuantizeDynamic(Method):
     def __post_init__(self) -> None:
         """Check the settings before any work starts."""
         check_operators(self.operators, DYNAMIC)
+        check_table_bits(self.embeddings)
 
     def apply(self, net: Network, data: Data, run: Run) -> Network:
         """Return the network with integer linear layers.
@@ -54,7 +60,7 @@ class QuantizeDynamic(Method):
         assert isinstance(net, OnnxNetwork)
         graph = prepare(net.proto)
         plan = place_weights(
-            graph, operators=self.operators, skip=self.skip, embeddings=self.embeddings
+            graph, operators=self.operators, skip=self.skip, embeddings=bool(self.embeddings)
         )
         nodes: list[onnx.NodeProto] = []
         measured: set[str] = set()
@@ -64,7 +70,9 @@ class QuantizeDynamic(Method):
             else:
                 nodes.append(node)
         graph.replace_nodes(nodes)
-        return OnnxNetwork(write_qdq(graph, Plan(tables=plan.tables), {}, run=run))
+        return OnnxNetwork(
+            write_qdq(graph, Plan(tables=plan.tables), {}, table_bits=self.embeddings or 8, run=run)
+        )
 
     def _integer_layer(
         self, graph: Graph, node: onnx.NodeProto, measured: set[str], run: Run

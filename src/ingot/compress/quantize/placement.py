@@ -114,6 +114,19 @@ def check_names(graph: Graph, skip: Collection[str]) -> None:
             )
 
 
+def check_table_bits(bits: int) -> None:
+    """Check the bits of embedding tables.
+
+    Raises:
+        RecipeError: Other than 8, 4 or 0.
+    """
+    if bits not in (0, 4, 8) or bits is True:
+        raise RecipeError(
+            f"embeddings must be 8 or 4 bits, or 0 to leave tables in float; got {bits!r}. "
+            "Leave it out for 8."
+        )
+
+
 def check_operators(operators: Collection[str], valid: Collection[str] = OPERATORS) -> None:
     """Check that every operator type is one that can be quantized.
 

@@ -18,18 +18,20 @@ INTEGER_OPERATORS = frozenset(
 ) | frozenset(("QLinearMatMul", "QuantizeLinear"))
 
 
-def prepare(proto: onnx.ModelProto) -> Graph:
+def prepare(proto: onnx.ModelProto, *, opset: int = LEAST_OPSET) -> Graph:
     """Return the cleaned-up graph; `proto` is edited in place and its answers stay the same.
+
+    The opset is raised to `opset` where it is older.
 
     Constant nodes become weights; constant expressions are computed; Identity and Dropout go;
     batch norms are folded into the convolution before them; `alpha`, `beta` and transposed inputs
     of Gemm are folded into its weights; GELU takes the form that engines recognise.
 
     Raises:
-        RecipeError: The graph is quantized already, or its opset cannot be raised to 13.
+        RecipeError: The graph is quantized already, or its opset cannot be raised.
     """
     _check_is_float(proto)
-    _raise_opset(proto)
+    _raise_opset(proto, opset)
     graph = Graph(proto)
     _lift_constants(graph)
     _fold_constants(graph)
@@ -50,15 +52,15 @@ def _check_is_float(proto: onnx.ModelProto) -> None:
         )
 
 
-def _raise_opset(proto: onnx.ModelProto) -> None:
+def _raise_opset(proto: onnx.ModelProto, least: int) -> None:
     opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 1)
-    if opset >= LEAST_OPSET:
+    if opset >= least:
         return
     try:
-        proto.CopyFrom(version_converter.convert_version(proto, LEAST_OPSET))
+        proto.CopyFrom(version_converter.convert_version(proto, least))
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
         raise RecipeError(
-            f"Quantization needs opset {LEAST_OPSET} or newer; got {opset}, and it could not be "
+            f"Quantization needs opset {least} or newer; got {opset}, and it could not be "
             f"raised: {error}. Export the model again with a newer opset."
         ) from error
 

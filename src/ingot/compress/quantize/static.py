@@ -8,7 +8,13 @@ from ingot.compress.quantize._graph import Graph
 from ingot.compress.quantize._rounder import make_rounder
 from ingot.compress.quantize.calibrate import calibrate
 from ingot.compress.quantize.observers import make_observer
-from ingot.compress.quantize.placement import OPERATORS, Plan, check_operators, place
+from ingot.compress.quantize.placement import (
+    OPERATORS,
+    Plan,
+    check_operators,
+    check_table_bits,
+    place,
+)
 from ingot.compress.quantize.prepare import prepare
 from ingot.compress.quantize.qparams import affine, symmetric
 from ingot.compress.quantize.rounding import Rounding, check_rounding
@@ -34,7 +40,7 @@ class QuantizeStatic(Method):
         operators: ONNX operator types that may run as integers.
         skip: Names of layers or embedding tables that stay in float.
         attention: Also quantize the products of queries and keys.
-        embeddings: Also store embedding tables as int8.
+        embeddings: Bits of embedding tables: 8, 4, or 0 to leave them in float.
         smooth: Strength, 0 to 1, with which outliers move from the inputs of linear layers into
             their weights; None leaves them.
         rounding: How weights are rounded: `nearest`, `gptq` (each column makes up for what the
@@ -51,7 +57,7 @@ class QuantizeStatic(Method):
     operators: tuple[str, ...] = OPERATORS
     skip: tuple[str, ...] = ()
     attention: bool = False
-    embeddings: bool = True
+    embeddings: int = 8
     smooth: float | None = None
     rounding: Rounding = "nearest"
     bias_correction: bool = False
@@ -63,6 +69,7 @@ class QuantizeStatic(Method):
         """Check the settings before any work starts."""
         make_observer(self.observer)
         check_operators(self.operators)
+        check_table_bits(self.embeddings)
         check_rounding(self.rounding)
         if self.smooth is not None and not 0 <= self.smooth <= 1:
             raise RecipeError(
@@ -103,7 +110,15 @@ class QuantizeStatic(Method):
             progress=run.progress,
         )
         return OnnxNetwork(
-            write_qdq(graph, plan, grids, per_channel=self.per_channel, rounder=rounder, run=run)
+            write_qdq(
+                graph,
+                plan,
+                grids,
+                per_channel=self.per_channel,
+                rounder=rounder,
+                table_bits=self.embeddings or 8,
+                run=run,
+            )
         )
 
     def _place(self, graph: Graph) -> Plan:
@@ -112,5 +127,5 @@ class QuantizeStatic(Method):
             operators=self.operators,
             skip=self.skip,
             attention=self.attention,
-            embeddings=self.embeddings,
+            embeddings=bool(self.embeddings),
         )

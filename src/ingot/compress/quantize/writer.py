@@ -8,6 +8,13 @@ from onnx import helper
 
 from ingot.compress.quantize._graph import Graph, attributes
 from ingot.compress.quantize._rounder import Rounder
+from ingot.compress.quantize.groups import (
+    Granularity,
+    group_scales,
+    pack_rows,
+    round_groups,
+    unpack_rows,
+)
 from ingot.compress.quantize.placement import Plan
 from ingot.compress.quantize.qparams import QParams, sqnr_db, weight_grid
 from ingot.compress.run import Run
@@ -23,13 +30,15 @@ def write_qdq(
     *,
     per_channel: bool = True,
     rounder: Rounder | None = None,
+    table_bits: int = 8,
     run: Run | None = None,
 ) -> onnx.ModelProto:
     """Put quantize/dequantize pairs on the planned edges and store the planned weights as int8.
 
     Weights become int8 constants followed by DequantizeLinear on their channel axis; biases of Conv
     and Gemm become int32 on the grid `s_activation * s_weight`; activations get a QuantizeLinear
-    and a DequantizeLinear on every planned edge; embedding tables become int8, one scale per row.
+    and a DequantizeLinear on every planned edge; embedding tables become int8 or
+    int4, one scale per row.
 
     Args:
         graph: A prepared graph; it is edited.
@@ -37,6 +46,7 @@ def write_qdq(
         grids: A grid for every tensor in `plan.observed`, from whatever source.
         per_channel: One weight scale per output channel instead of one per layer.
         rounder: Decides up or down for each weight; to the nearest if not given.
+        table_bits: 8 or 4: how embedding tables are stored.
         run: Where scale and weight SQNR of each layer are logged.
 
     Returns:
@@ -48,7 +58,7 @@ def write_qdq(
     for name in plan.weights:
         writer.quantize_layer(name)
     for table in plan.tables:
-        writer.quantize_table(table)
+        writer.quantize_table(table, table_bits)
     writer.quantize_edges()
     writer.finish()
     return graph.proto
@@ -119,34 +129,39 @@ class _Writer:
                 self.after.setdefault(maker.name, []).extend(pair)
             self._rewire(tensor, pair[-1].output[0], maker)
 
-    def quantize_table(self, name: str) -> None:
+    def quantize_table(self, name: str, bits: int) -> None:
         """Gather integers and their scales row by row: only the rows that are read are widened."""
         table = self.graph.value(name)
         assert table is not None
-        grid = weight_grid(table, 0)
-        integers = grid.quantize(table)
-        stored = self.graph.add_weight(f"{name}_int8", integers)
-        scales = self.graph.add_weight(f"{name}_scale", grid.scale.reshape(-1, 1))
+        if bits == 4 and table.shape[1] % 2 == 0:
+            scale = group_scales(table, 4, Granularity("row"))[:, :1]
+            integers = round_groups(table, scale, 4, hessian=None, how="nearest")
+            stored = self.graph.add_weight(f"{name}_int4", pack_rows(integers))
+        else:
+            grid = weight_grid(table, 0)
+            integers, scale = grid.quantize(table), grid.scale.reshape(-1, 1)
+            stored = self.graph.add_weight(f"{name}_int8", integers)
+        scales = self.graph.add_weight(f"{name}_scale", scale.astype(np.float32))
+        packed = stored.endswith("_int4")
         for node, _ in self.graph.readers[name]:
             out = node.output[0]
             rows, widened, steps = f"{out}_rows", f"{out}_widened", f"{out}_steps"
-            self.after.setdefault(node.name, []).extend(
-                [
-                    helper.make_node(
-                        "Cast", [rows], [widened], f"{out}_cast", to=onnx.TensorProto.FLOAT
-                    ),
-                    helper.make_node(
-                        "Gather", [scales, node.input[1]], [steps], f"{out}_scales", axis=0
-                    ),
-                    helper.make_node("Mul", [widened, steps], [out], f"{out}_restore"),
-                ]
+            gather = helper.make_node(
+                "Gather", [scales, node.input[1]], [steps], f"{out}_scales", axis=0
             )
+            widen = (
+                unpack_rows(self.graph, out, rows, widened)
+                if packed
+                else [helper.make_node("Cast", [rows], [widened], f"{out}_cast", to=1)]
+            )
+            restore = helper.make_node("Mul", [widened, steps], [out], f"{out}_restore")
+            self.after.setdefault(node.name, []).extend([*widen, gather, restore])
             node.input[0], node.output[0] = stored, rows
         self.run.log(
             name,
             operator="Gather",
-            scale=float(np.mean(grid.scale)),
-            weight_sqnr_db=sqnr_db(table, grid.dequantize(integers)),
+            scale=float(np.mean(scale)),
+            weight_sqnr_db=sqnr_db(table, integers * scale),
         )
 
     def finish(self) -> None:
