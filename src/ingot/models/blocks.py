@@ -85,6 +85,27 @@ def drop_blocks(proto: onnx.ModelProto, dropped: Sequence[Block]) -> onnx.ModelP
     return small
 
 
+def block_graph(proto: onnx.ModelProto, block: Block) -> onnx.ModelProto:
+    """Return the graph of one block: it takes `block.start` and what comes from beside the path.
+
+    Only the block's own weights are copied.
+    """
+    wanted = set(block.nodes)
+    nodes = [node for node in proto.graph.node if node.name in wanted]
+    made = {name for node in nodes for name in node.output}
+    read = {name for node in nodes for name in node.input if name}
+    weights = [w for w in proto.graph.initializer if w.name in read]
+    inputs = sorted(read - made - {w.name for w in weights})
+    graph = onnx.helper.make_graph(
+        nodes,
+        "block",
+        [onnx.helper.make_empty_tensor_value_info(name) for name in inputs],
+        [onnx.helper.make_empty_tensor_value_info(block.end)],
+        weights,
+    )
+    return onnx.helper.make_model(graph, opset_imports=proto.opset_import)
+
+
 def _drop_unread(proto: onnx.ModelProto) -> None:
     """Remove nodes and constants that no output needs."""
     needed = {o.name for o in proto.graph.output}

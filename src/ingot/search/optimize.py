@@ -97,13 +97,12 @@ def optimize(
     claims = tuple(require) or default_claims(data)
     job = Job(model, data, claims, goal, tuple(shapes), split, seed, factory, minutes)
     check_claims(job)
-    rungs = trials is None
-    if trials is None:
-        trials = plan(model, data, threads=threads, buckets=buckets, factory=factory)
-    journal = Journal.of(job.digest(tuple(trials), machine_digest(describe_machine())))
+    if (first := trials) is None:
+        first = plan(model, data, threads=threads, buckets=buckets, factory=factory)
+    journal = Journal.of(job.digest(tuple(first), machine_digest(describe_machine())))
     if fresh:
         journal.forget()
-    made, judged = climb(job, tuple(trials), journal, progress, rungs=rungs)
+    made, judged = climb(job, tuple(first), journal, progress, rungs=trials is None)
     result = _result(job, made, judged, Path(out))
     write_output(job, result, judged.best_float, progress)
     return result

@@ -30,7 +30,7 @@ from ingot.compress.quantize.rounding import Rounding, check_rounding, output_er
 from ingot.compress.quantize.smooth import scale_for_weights
 from ingot.compress.quantize.writer import write_qdq
 from ingot.compress.run import Run
-from ingot.data.data import Data
+from ingot.data.data import Array, Data
 from ingot.models.network import Form, Network, OnnxNetwork
 
 GROUPED_OPSET = 21  # DequantizeLinear in blocks, and 4-bit integers
@@ -200,25 +200,26 @@ def store_layers(
         weight = np.ascontiguousarray(stored.T)
         known = (moments or {}).get(name)
         hessian = None if known is None else known.hessian[0]
-        fits = parts if weight.shape[1] % (parts.size or 1) == 0 or parts.kind == "rows" else _ROW
-        fits = _ROW if fits.kind == "rows" and weight.shape[0] % fits.size else fits
         importance = None if hessian is None else np.diag(hessian)
-        scale = group_scales(weight, bits, fits, importance)
+        scale = group_scales(weight, bits, fitting(parts, weight), importance)
         integers = round_groups(weight, scale, bits, hessian=hessian, how=how)
         facts = {"weight_sqnr_db": sqnr_db(weight, integers * scale)}
         if hessian is not None:
             facts["output_error"] = output_error(weight, integers * scale, hessian)
         run.log(name, operator=node.op_type, scale=float(scale.mean()), **facts)
         node.input[1] = store_groups(graph, name, integers, scale, bits)
-    _split_gemms(graph, layers)
+    split_gemms(graph, layers)
     rest = {name: where for name, where in plan.weights.items() if name not in layers}
     return Plan(rest, tables=plan.tables)
 
 
-_ROW = Granularity("row")
+def fitting(parts: Granularity, weight: Array) -> Granularity:
+    """Return the granularity, or `row` where its size does not divide `(rows, inputs)`."""
+    size = weight.shape[0] if parts.kind == "rows" else weight.shape[1]
+    return Granularity("row") if parts.size and size % parts.size else parts
 
 
-def _split_gemms(graph: Graph, layers: list[str]) -> None:
+def split_gemms(graph: Graph, layers: list[str]) -> None:
     """Write Gemm as a product and a sum: the packed kernels know only products."""
     graph.index()
     nodes: list[onnx.NodeProto] = []
