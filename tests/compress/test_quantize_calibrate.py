@@ -84,3 +84,11 @@ def test_a_missing_input_is_named():
         calibrate(
             tiny_transformer(), Split({"input_ids": np.ones((1, 3), np.int64)}), ["h"], make=MinMax
         )
+
+
+def test_a_graph_that_does_not_load_says_so():
+    proto = tiny_cnn()
+    proto.graph.node[1].input[0] = "gone"
+
+    with pytest.raises(RecipeError, match="Calibration needs a model that ONNX Runtime can run"):
+        calibrate(proto, Split({"image": toy_images(4)[0]}), ["a1"], make=MinMax)

@@ -126,7 +126,7 @@ def _session(proto: onnx.ModelProto, extra: Sequence[str]) -> "onnxruntime.Infer
         return onnxruntime.InferenceSession(
             watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # the library raises bare pybind exceptions
         raise RecipeError(
             f"Calibration needs a model that ONNX Runtime can run; got: {error}. "
             "Check the model with: ingot inspect MODEL"

@@ -30,6 +30,7 @@ def prepare(proto: onnx.ModelProto) -> Graph:
     """
     _check_is_float(proto)
     _raise_opset(proto)
+    _fix_weights(proto)
     graph = Graph(proto)
     _lift_constants(graph)
     _fold_constants(graph)
@@ -61,6 +62,16 @@ def _raise_opset(proto: onnx.ModelProto) -> None:
             f"Quantization needs opset {LEAST_OPSET} or newer; got {opset}, and it could not be "
             f"raised: {error}. Export the model again with a newer opset."
         ) from error
+
+
+def _fix_weights(proto: onnx.ModelProto) -> None:
+    """Take weights off the list of inputs, where old exporters put them as defaults."""
+    weights = {w.name for w in proto.graph.initializer}
+    kept = [i for i in proto.graph.input if i.name not in weights]
+    if len(kept) < len(proto.graph.input):
+        kept = [onnx.ValueInfoProto.FromString(i.SerializeToString()) for i in kept]
+        del proto.graph.input[:]
+        proto.graph.input.extend(kept)
 
 
 def _lift_constants(graph: Graph) -> None:
