@@ -25,27 +25,35 @@ CHUNK, CONTEXT = 512, 64  # samples that Silero hears at a time, and those it he
 CLIP = 144_160  # samples, 9.01 s: what DNSMOS scores
 MELS, WINDOW, HOP = 120, 321, 160
 HEIGHT, WIDTH = 240, 320
+SILERO = "silero_vad_16k_op15.onnx"
 Loaded = tuple[Model, Data]
 
 
 def silero_vad(shared: Path, work: Path) -> Loaded:
     """Return the speech detector and chunks of one minute of real speech with their states.
 
+    The network is built in torch with the weights of the published ONNX file and gives its numbers
+    (the .safetensors beside it holds others). States are those of that file on the recording up to
+    the chunk. The first half minute calibrates, the second tests.
+    """
+    folder, path = shared / "audio_models" / "silero_vad", work / "silero_vad.npz"
+    work.mkdir(parents=True, exist_ok=True)
+    np.savez(path, allow_pickle=False, **_silero_weights(folder / SILERO))
+    model = load_model("_silero:silero", weights=path, name="silero_vad", root=work / "store")
+    return model, _speech(folder)
+
+
+def silero_vad_file(shared: Path, work: Path) -> Loaded:
+    """Return the published ONNX file of the speech detector, with branches, and the same chunks.
+
     The file keeps its state as (layer, row, width), so no batch of it has rows first; the model
     here takes and gives `state` as (row, layer, width) and fixes the sample rate. The answers are
-    the same. States are those of the float model on the recording up to the chunk. The first half
-    minute calibrates, the second tests.
+    the same. OpenVINO does not load it: its branches differ in rank.
     """
-    folder = shared / "audio_models" / "silero_vad"
-    path = work / "silero_vad.onnx"
+    folder, path = shared / "audio_models" / "silero_vad", work / "silero_vad_file.onnx"
     work.mkdir(parents=True, exist_ok=True)
-    onnx.save(_rows_first(onnx.load(folder / "silero_vad_16k_op15.onnx")), path)
-    model = load_model(path, root=work / "store")
-    inputs = _chunks(path, _wav(folder / "test.wav"))
-    half = len(inputs["input"]) // 2
-    parts = {"calibration": slice(0, half, 8), "test": slice(half, None, 2)}
-    splits = {name: Split({n: a[part] for n, a in inputs.items()}) for name, part in parts.items()}
-    return model, make_data(splits, task="none", name="silero_vad")
+    onnx.save(_rows_first(onnx.load(folder / SILERO)), path)
+    return load_model(path, root=work / "store"), _speech(folder)
 
 
 def dnsmos(shared: Path, work: Path) -> Loaded:
@@ -138,10 +146,24 @@ def sst2_encoder(shared: Path, work: Path, trained: Path) -> Loaded:
 
 SMALL_MODELS: dict[str, Callable[[Path, Path], Loaded]] = {
     "silero_vad": silero_vad,
+    "silero_vad_file": silero_vad_file,
     "dnsmos": dnsmos,
     "magika": magika,
     "face_detector": face_detector,
 }
+
+
+def _silero_weights(path: Path) -> dict[str, np.ndarray]:
+    """Return the weights of the ONNX file by their names in `_silero`."""
+    names = {"model.stft.forward_basis_buffer": "stft_conv.weight"}
+    for part in ("weight", "bias"):
+        for i in range(4):
+            names[f"model.encoder.{i}.reparam_conv.{part}"] = f"conv{i + 1}.{part}"
+        names[f"model.decoder.decoder.2.{part}"] = f"final_conv.{part}"
+        for side in ("ih", "hh"):
+            names[f"model.decoder.rnn.{part}_{side}"] = f"lstm_cell.{part}_{side}"
+    weights = onnx.load(path).graph.initializer
+    return {names[w.name]: numpy_helper.to_array(w) for w in weights}
 
 
 def _rows_first(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -171,18 +193,27 @@ def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
                 _rename(attribute.g, names)
 
 
+def _speech(folder: Path) -> Data:
+    inputs = _chunks(folder / SILERO, _wav(folder / "test.wav"))
+    half = len(inputs["input"]) // 2
+    parts = {"calibration": slice(0, half, 8), "test": slice(half, None, 2)}
+    splits = {name: Split({n: a[part] for n, a in inputs.items()}) for name, part in parts.items()}
+    return make_data(splits, task="none", name="silero_vad")
+
+
 def _chunks(path: Path, audio: np.ndarray) -> dict[str, np.ndarray]:
     """Return what the detector hears on a recording, chunk after chunk."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    state, before = np.zeros((1, 2, 128), np.float32), np.zeros(CONTEXT, np.float32)
+    state, before = np.zeros((2, 1, 128), np.float32), np.zeros(CONTEXT, np.float32)
     heard, states = [], []
     for start in range(0, len(audio) - CHUNK + 1, CHUNK):
         chunk = audio[start : start + CHUNK]
         heard.append(np.concatenate([before, chunk]))
-        states.append(state[0])
-        state = session.run(["stateN"], {"input": heard[-1][None], "state": state})[0]
+        states.append(state[:, 0])
+        feeds = {"input": heard[-1][None], "state": state, "sr": np.array(RATE, np.int64)}
+        state = session.run(["stateN"], feeds)[0]
         before = chunk[-CONTEXT:]
     return {"input": np.stack(heard), "state": np.stack(states)}
 
