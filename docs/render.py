@@ -19,6 +19,7 @@ PAGES = (
     "docs/reference/cli.md",
     "docs/evidence/first_light.md",
     "src/ingot_workloads/digits/README.md",
+    "src/ingot_workloads/sst2_encoder/README.md",
 )
 
 

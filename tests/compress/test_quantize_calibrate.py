@@ -84,3 +84,27 @@ def test_a_missing_input_is_named():
         calibrate(
             tiny_transformer(), Split({"input_ids": np.ones((1, 3), np.int64)}), ["h"], make=MinMax
         )
+
+
+def test_a_graph_that_does_not_load_says_so():
+    proto = tiny_cnn()
+    proto.graph.node[1].input[0] = "gone"
+
+    with pytest.raises(RecipeError, match="Calibration needs a model that ONNX Runtime can run"):
+        calibrate(proto, Split({"image": toy_images(4)[0]}), ["a1"], make=MinMax)
+
+
+def test_a_graph_of_one_row_per_call_has_the_ranges_of_one_of_many():
+    images = toy_images(12)[0]
+    fixed = tiny_cnn()
+    for value in (*fixed.graph.input, *fixed.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    del fixed.graph.value_info[:]
+
+    found, wanted = (
+        calibrate(proto, Split({"image": images}), ["image", "a1"], make=MinMax)
+        for proto in (fixed, tiny_cnn())
+    )
+
+    assert found["image"] == wanted["image"]
+    np.testing.assert_allclose(found["a1"], wanted["a1"], rtol=1e-5)

@@ -5,7 +5,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ingot.compress.quantize.prepare import prepare
+from ingot.compress.quantize.static import QuantizeStatic
+from ingot.compress.run import Run
 from ingot.core.errors import RecipeError
+from ingot.data.data import Data, Split, Task
+from ingot.models.network import OnnxNetwork
 from ingot.testing.tiny import tiny_cnn, tiny_transformer, toy_images, toy_tokens
 
 
@@ -47,6 +51,66 @@ def test_a_transformer_keeps_its_answers():
     before = answer(tiny_transformer(), feeds)
 
     np.testing.assert_allclose(answer(prepare(tiny_transformer()).proto, feeds), before, atol=1e-6)
+
+
+def test_weights_that_an_old_file_lists_as_inputs_are_weights():
+    proto = tiny_cnn()
+    for weight in proto.graph.initializer:
+        shape = list(weight.dims)
+        proto.graph.input.append(
+            helper.make_tensor_value_info(weight.name, weight.data_type, shape)
+        )
+    feeds = {"image": toy_images(4)[0]}
+    before = answer(tiny_cnn(), feeds)
+
+    found = prepare(proto).proto
+
+    assert [i.name for i in found.graph.input] == ["image"]
+    np.testing.assert_allclose(answer(found, feeds), before, atol=1e-5)
+
+
+def with_branches():
+    """`y` = (conv(x) or relu(conv(x))) + `shift`, as `flag` says; both are read inside an If."""
+    inside = [
+        helper.make_graph(
+            [
+                helper.make_node("Add", ["read", "shift"], [f"{name}_sum"]),
+                helper.make_node(operator, [f"{name}_sum"], [f"{name}_out"]),
+            ],
+            name,
+            [],
+            [helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, None)],
+        )
+        for name, operator in (("positive", "Relu"), ("any", "Identity"))
+    ]
+    nodes = [
+        helper.make_node("Constant", [], ["flag"], value=numpy_helper.from_array(np.array(False))),
+        helper.make_node("Constant", [], ["shift"],
+                         value=numpy_helper.from_array(np.float32([0.5]))),
+        helper.make_node("Conv", ["x", "w"], ["conv"], kernel_shape=[1, 1]),
+        helper.make_node("Identity", ["conv"], ["read"]),
+        helper.make_node("If", ["flag"], ["y"], then_branch=inside[0], else_branch=inside[1]),
+    ]  # fmt: skip
+    w = np.random.default_rng(0).standard_normal((4, 3, 1, 1)).astype(np.float32)
+    return model(nodes, {"w": w}, size=[3, 2, 2], out_size=[4, 2, 2])
+
+
+def test_what_a_branch_reads_from_around_it_stays():
+    feeds = {"x": toy_images(4)[0].reshape(-1)[:96].reshape(8, 3, 2, 2)}
+    before = answer(with_branches(), feeds)
+
+    np.testing.assert_allclose(answer(prepare(with_branches()).proto, feeds), before, atol=1e-6)
+
+
+def test_a_network_with_branches_is_quantized_around_them():
+    feeds = {"x": toy_images(4)[0].reshape(-1)[:96].reshape(8, 3, 2, 2)}
+    before = answer(with_branches(), feeds)
+    data = Data({"calibration": Split(feeds)}, Task.NONE, "")
+
+    found = QuantizeStatic().apply(OnnxNetwork(with_branches()), data, Run()).proto
+
+    assert "QuantizeLinear" in {n.op_type for n in found.graph.node}
+    assert np.abs(answer(found, feeds) - before).max() < 0.02 * np.ptp(before)
 
 
 def test_identity_and_inference_dropout_go():

@@ -19,6 +19,17 @@ def dense() -> Dense:
     return Dense()
 
 
+class Named(Dense):
+    def forward(self, x):
+        hidden = torch.relu(self.first(x))
+        return {"logits": self.head(hidden), "hidden": hidden}
+
+
+def named() -> Named:
+    torch.manual_seed(0)
+    return Named()
+
+
 def not_a_module() -> int:
     return 3
 

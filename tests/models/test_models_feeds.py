@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ingot.core.errors import DataError
-from ingot.models.feeds import feeds_for
+from ingot.models.feeds import feeds_for, fixed_rows
 from ingot.models.model import Signature, TensorSpec
 
 IMAGE = Signature((TensorSpec("image", "float32", ("batch", 1, 8, 8)),), ())
@@ -62,3 +62,20 @@ def test_rows_must_agree():
 
     with pytest.raises(DataError, match="agree in rows; 'input_ids' has 2"):
         feeds_for(TOKENS, {"input_ids": ids, "attention_mask": mask})
+
+
+def test_a_model_of_fixed_rows_takes_any_multiple_of_them():
+    pairs = Signature((TensorSpec("image", "float32", (2, 1, 8, 8)),), ())
+
+    assert len(feeds_for(pairs, {"image": np.zeros((6, 1, 8, 8), np.float32)})["image"]) == 6
+    with pytest.raises(DataError, match=r"must have shape \(2, 1, 8, 8\)"):
+        feeds_for(pairs, {"image": np.zeros((5, 1, 8, 8), np.float32)})
+
+
+def test_only_a_size_that_all_inputs_share_is_the_number_of_rows():
+    state = (TensorSpec("x", "float32", ("batch", 4)), TensorSpec("state", "float32", (2, 4)))
+    rate = (TensorSpec("x", "float32", (1, 4)), TensorSpec("rate", "int64", ()))
+
+    assert fixed_rows(Signature(state, ())) is None
+    assert fixed_rows(Signature(rate, ())) is None
+    assert fixed_rows(Signature((rate[0], rate[0]), ())) == 1

@@ -119,3 +119,21 @@ def test_real_files_load(shared_data, tmp_path, file):
 
     assert model.lineage.source == "onnx"
     assert model.signature.outputs
+
+
+def test_weights_that_are_listed_as_inputs_are_fixed(tmp_path):
+    weight = numpy_helper.from_array(np.ones((4, 2), np.float32), "w")
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    inputs = [
+        helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 4]),
+        helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [4, 2]),
+    ]
+    end = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["batch", 2])
+    graph = helper.make_graph([node], "old", inputs, [end], [weight])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(proto, tmp_path / "old.onnx")
+
+    read = read_onnx(tmp_path / "old.onnx")
+
+    assert [i.name for i in read.graph.input] == ["x"]
+    assert [w.name for w in read.graph.initializer] == ["w"]

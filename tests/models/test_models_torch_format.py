@@ -7,6 +7,8 @@ import pytest
 
 from ingot.core.errors import ModelError
 from ingot.models.load import load_model
+from ingot.runtime.engine import EngineConfig
+from ingot.runtime.engines import open_session
 
 torch = pytest.importorskip("torch")
 LABEL = "nets_for_models:dense"
@@ -36,6 +38,22 @@ def test_a_factory_becomes_a_model_that_gives_the_same_numbers(tmp_path):
     assert model.signature.inputs[0].shape == ("batch", 4)
     assert model.lineage.builder == LABEL
     assert model.weights_path is not None
+
+
+def test_the_keys_of_a_networks_answer_name_the_outputs(tmp_path):
+    from nets_for_models import named
+
+    model = load_model("nets_for_models:named", root=tmp_path)
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    session = onnxruntime.InferenceSession(model.onnx_path)
+    logits, hidden = session.run(["logits", "hidden"], {"x": x})
+    engine = EngineConfig("torch-eager", threads=torch.get_num_threads())
+    answer = open_session(model, engine, factory=named).run({"x": x})
+
+    assert [spec.name for spec in model.signature.outputs] == ["logits", "hidden"]
+    assert (logits.shape, hidden.shape) == ((3, 3), (3, 8))
+    np.testing.assert_allclose(answer["logits"], logits, atol=1e-5)
+    np.testing.assert_allclose(answer["hidden"], hidden, atol=1e-5)
 
 
 def test_equal_networks_have_equal_digests(tmp_path):

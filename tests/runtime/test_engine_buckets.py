@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from ingot.core.errors import EngineError
-from ingot.models.model import Signature, TensorSpec
+from ingot.models.model import Lineage, Signature, TensorSpec
+from ingot.models.store import store_model
 from ingot.runtime.buckets import BucketSession, longest, run_rows
 from ingot.runtime.engine import EngineConfig, ExecutedNode
 from ingot.runtime.engines import open_session
-from ingot.testing.tiny import toy_tokens
+from ingot.testing.tiny import tiny_cnn, toy_tokens
 
 ENGINES = ("onnxruntime", "openvino")
 TWO = ("batch", "sequence")
@@ -161,6 +162,23 @@ def test_inputs_without_a_mask_run_in_plain_batches(cnn, images):
 
     wanted = session.run({"image": images[0]})["logits"]
     np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def fixed_at_one(tmp_path):
+    proto = tiny_cnn()
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    return store_model(proto, lineage=Lineage("onnx"), root=tmp_path / "fixed")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_model_of_one_row_per_call_runs_row_by_row(cnn, images, tmp_path, engine):
+    config = EngineConfig(engine, threads=1)
+    wanted = run_rows(open_session(cnn, config), {"image": images[0][:5]})["logits"]
+
+    found = run_rows(open_session(fixed_at_one(tmp_path), config), {"image": images[0][:5]})
+
+    np.testing.assert_allclose(found["logits"], wanted, atol=1e-5)
 
 
 def test_a_bucket_session_passes_inputs_without_a_mask(cnn, images):

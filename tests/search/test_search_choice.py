@@ -127,6 +127,23 @@ def test_an_engine_that_is_not_there_is_not_tried(cnn):
     assert {t.config.engine for t in default_trials(cnn, ready, threads=1)} == {"onnxruntime"}
 
 
+def test_sensitivity_of_a_model_of_one_row_per_call_is_that_of_one_of_many(images, tmp_path):
+    from ingot.data.data import Split
+
+    proto = tiny_cnn()
+    cnn = store_model(tiny_cnn(), lineage=Lineage("onnx"), root=tmp_path)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    del proto.graph.value_info[:]
+    fixed = store_model(proto, lineage=Lineage("onnx"), root=tmp_path / "fixed")
+    split = Split({"image": images[0][:8]})
+
+    found, wanted = (layer_sensitivity(m, split, QuantizeStatic()) for m in (fixed, cnn))
+
+    assert [row.layer for row in found] == [row.layer for row in wanted]
+    np.testing.assert_allclose([r.sqnr_db for r in found], [r.sqnr_db for r in wanted], atol=0.1)
+
+
 def test_sensitivity_ranks_every_layer_from_the_worst(cnn, images):
     from ingot.data.data import Split
 

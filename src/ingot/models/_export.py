@@ -32,7 +32,8 @@ def export(
         module: A `torch.nn.Module`.
         example: Inputs by name, rows first.
         dynamic: Keep batch (and sequence) axes dynamic.
-        outputs: Names of the outputs; made up if not given.
+        outputs: Names of the outputs; if not given the keys of a network that answers a mapping,
+            else made up.
 
     Raises:
         ModelError: It cannot be exported, or the graph gives other numbers.
@@ -57,7 +58,8 @@ def export(
             f"{str(failure).strip().splitlines()[0][:300]}. Avoid sizes taken from the example and "
             "branches on values in forward()."
         ) from failure
-    proto = tidy(program.model_proto, list(arrays), outputs)
+    names = outputs or _answer_names(torch, module, inputs)
+    proto = tidy(program.model_proto, list(arrays), names)
     check_against(proto, lambda feeds: _call(torch, module, feeds), arrays, dynamic=dynamic)
     return proto
 
@@ -88,6 +90,16 @@ def _call(torch: Any, module: Any, feeds: Mapping[str, Any]) -> list[Any]:
     args, kwargs = _arguments(module, {n: torch.from_numpy(v) for n, v in feeds.items()})
     with torch.inference_mode():
         return flat(module(*args, **kwargs))
+
+
+def _answer_names(torch: Any, module: Any, inputs: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a network that answers tensors by name, else nothing."""
+    args, kwargs = _arguments(module, inputs)
+    with torch.inference_mode():
+        found = module(*args, **kwargs)
+    if not isinstance(found, Mapping) or set(found) & set(inputs):
+        return []
+    return list(found) if all(isinstance(v, torch.Tensor) for v in found.values()) else []
 
 
 def flat(result: Any) -> list[Any]:

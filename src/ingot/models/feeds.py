@@ -19,16 +19,30 @@ def feeds_for(signature: Signature, inputs: Mapping[str, Array]) -> dict[str, Ar
     Args:
         signature: What the model takes.
         inputs: Arrays by input name, rows first; the name `*` stands for the only input. Integers
-            are widened to the model's integers or floats, and floats change between widths.
+            are widened to the model's integers or floats, and floats change between widths. A
+            model with a fixed number of rows gets any multiple of it, to be run in as many calls.
 
     Raises:
         DataError: A name is unknown or missing, a dtype cannot be cast without losing its meaning,
             a rank or a fixed size differs, or inputs that share the batch axis differ in rows.
     """
     named = _by_name(signature, inputs)
-    feeds = {spec.name: _fit(spec, np.asarray(named[spec.name])) for spec in signature.inputs}
+    rows = fixed_rows(signature)
+    feeds = {spec.name: _fit(spec, np.asarray(named[spec.name]), rows) for spec in signature.inputs}
     _check_axes(signature, feeds)
     return feeds
+
+
+def fixed_rows(signature: Signature) -> int | None:
+    """Return how many rows every call must have, or None where that is free.
+
+    Examples:
+        >>> fixed_rows(Signature((TensorSpec("image", "float32", (1, 3, 8, 8)),), ()))
+        1
+    """
+    sizes = {spec.shape[0] if spec.shape else "none" for spec in signature.inputs}
+    size = sizes.pop() if len(sizes) == 1 else None
+    return size if isinstance(size, int) and size > 0 else None
 
 
 def _by_name(signature: Signature, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
@@ -55,7 +69,7 @@ def _by_name(signature: Signature, inputs: Mapping[str, Array]) -> Mapping[str, 
     return inputs
 
 
-def _fit(spec: TensorSpec, array: Array) -> Array:
+def _fit(spec: TensorSpec, array: Array, rows: int | None) -> Array:
     array = _cast(spec, array)
     if array.ndim != len(spec.shape):
         raise DataError(
@@ -63,6 +77,8 @@ def _fit(spec: TensorSpec, array: Array) -> Array:
             f"{array.shape}. Reshape it; a single example needs a first axis of 1."
         )
     for axis, (want, got) in enumerate(zip(spec.shape, array.shape, strict=True)):
+        if axis == 0 and rows and got and got % rows == 0:
+            continue
         if isinstance(want, int) and want != got:
             raise DataError(
                 f"Input {spec.name!r} must have shape {_show(spec)}; got {array.shape}: axis "

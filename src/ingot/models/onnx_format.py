@@ -52,7 +52,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
 
 
 def check_graph(proto: onnx.ModelProto, name: str = "model") -> onnx.ModelProto:
-    """Check a graph, infer its shapes and give every node a unique name; returns the result.
+    """Check a graph, infer its shapes, fix its weights and name every node; returns the result.
 
     Args:
         proto: Graph with its weights inside; not changed.
@@ -71,8 +71,22 @@ def check_graph(proto: onnx.ModelProto, name: str = "model") -> onnx.ModelProto:
             proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise _broken(name, str(error).strip().splitlines()[0]) from error
+    fix_weights(proto)
     name_nodes(proto)
     return proto
+
+
+def fix_weights(proto: onnx.ModelProto) -> None:
+    """Take weights off the list of inputs, where old exporters put them as defaults.
+
+    An engine may not fold or pack a weight that a caller may replace: such a model is slow.
+    """
+    weights = {w.name for w in proto.graph.initializer}
+    kept = [i for i in proto.graph.input if i.name not in weights]
+    if len(kept) < len(proto.graph.input):
+        kept = [onnx.ValueInfoProto.FromString(i.SerializeToString()) for i in kept]
+        del proto.graph.input[:]
+        proto.graph.input.extend(kept)
 
 
 def name_nodes(proto: onnx.ModelProto) -> None:

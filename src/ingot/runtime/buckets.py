@@ -6,6 +6,7 @@ import numpy as np
 
 from ingot.core.errors import EngineError
 from ingot.data.data import Array
+from ingot.models.feeds import fixed_rows
 from ingot.models.model import Signature
 from ingot.runtime.cpu import check_buckets
 from ingot.runtime.engine import EngineConfig, ExecutedNode, Session
@@ -85,7 +86,7 @@ def run_rows(
     Args:
         session: What runs.
         inputs: Arrays `(rows, ...)` by input name.
-        batch_rows: Rows per call.
+        batch_rows: Rows per call; a model with a fixed number of rows gets that number.
         sort_by_length: Whether to batch by length; otherwise rows run in the order given.
 
     Raises:
@@ -96,6 +97,8 @@ def run_rows(
     rows = len(next(iter(inputs.values()), ()))
     if rows == 0:
         raise EngineError("run_rows must get at least one row; got 0. Add examples.")
+    signature: Signature | None = getattr(session, "signature", None)  # plug-ins may have none
+    batch_rows = (signature and fixed_rows(signature)) or batch_rows
     mask = inputs.get(MASK)
     if mask is not None and mask.ndim != 2:
         mask = None

@@ -97,6 +97,8 @@ class TorchSession:
             raise EngineError(
                 f"torch must be able to run the model on these inputs; it failed: {error}"
             ) from error
+        if isinstance(found, Mapping):  # named as in the signature, in the same order
+            found = tuple(found.values())
         outputs = found if isinstance(found, (tuple, list)) else (found,)
         specs = self.signature.outputs
         return {s.name: self._array(v) for s, v in zip(specs, outputs, strict=True)}

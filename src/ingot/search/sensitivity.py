@@ -16,7 +16,7 @@ from ingot.compress.quantize.writer import write_qdq
 from ingot.core.progress import SILENT, Progress
 from ingot.data.data import Array, Split
 from ingot.evaluate.report.content import SensitivityRow
-from ingot.models.feeds import feeds_for
+from ingot.models.feeds import feeds_for, fixed_rows
 from ingot.models.model import Model
 from ingot.models.onnx_format import read_onnx
 
@@ -96,6 +96,7 @@ def _answer(proto: onnx.ModelProto, model: Model, split: Split) -> Array:
     session = onnxruntime.InferenceSession(
         proto.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    feeds = feeds_for(model.signature, split.inputs)
-    first: Array = session.run([model.signature.outputs[0].name], feeds)[0]
-    return first
+    feeds = Split(feeds_for(model.signature, split.inputs))
+    batches = feeds.batches(fixed_rows(model.signature) or feeds.rows)
+    first = model.signature.outputs[0].name
+    return np.concatenate([session.run([first], batch)[0] for batch in batches])

@@ -7,6 +7,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from ingot.data.data import Array
+from ingot.models.onnx_format import subgraphs
 
 
 @dataclass(slots=True)
@@ -18,7 +19,8 @@ class Graph:
         weights: Constant tensors by name.
         maker: Tensor name -> the node that makes it.
         readers: Tensor name -> (node, input position) of everyone who reads it.
-        outputs: Names of the graph's outputs.
+        outputs: Names that must stay: the graph's outputs, and what the branches of If and the
+            bodies of Loop and Scan read from around them.
         by_name: Node name -> node.
     """
 
@@ -42,7 +44,7 @@ class Graph:
         graph = self.proto.graph
         self.weights = {w.name: w for w in graph.initializer}
         self.maker, self.readers = {}, {}
-        self.outputs = frozenset(o.name for o in graph.output)
+        self.outputs = frozenset(o.name for o in graph.output) | _read_inside(graph)
         self.by_name = {}
         for position, node in enumerate(graph.node):
             if not node.name or node.name in self.by_name:
@@ -98,6 +100,12 @@ class Graph:
             del self.proto.graph.initializer[:]
             self.proto.graph.initializer.extend(kept)
             self.index()
+
+
+def _read_inside(graph: onnx.GraphProto) -> frozenset[str]:
+    """Return the tensors that graphs inside this one read; names of their own do no harm."""
+    _, *inner = subgraphs(graph)
+    return frozenset(name for part in inner for node in part.node for name in node.input)
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, object]:

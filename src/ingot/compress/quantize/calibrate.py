@@ -11,7 +11,7 @@ from ingot.compress.quantize.observers import Observer, Range
 from ingot.core.errors import DataError, RecipeError
 from ingot.core.progress import SILENT, Progress
 from ingot.data.data import Array, Split
-from ingot.models.feeds import feeds_for
+from ingot.models.feeds import feeds_for, fixed_rows
 from ingot.models.store import read_signature
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def activations(
     inputs = {i.name for i in proto.graph.input} - {w.name for w in proto.graph.initializer}
     inner = [name for name in tensors if name not in inputs]
     session, signature = _session(proto, inner), read_signature(proto)
-    batches = list(unpadded_batches(split))
+    batches = list(unpadded_batches(split, fixed_rows(signature) or BATCH_ROWS))
     if not batches:
         raise DataError(
             "The calibration split must hold at least one row; got 0. Add examples to it."
@@ -132,7 +132,7 @@ def _session(proto: onnx.ModelProto, extra: Sequence[str]) -> "onnxruntime.Infer
         return onnxruntime.InferenceSession(
             watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # the library raises bare pybind exceptions
         raise RecipeError(
             f"Calibration needs a model that ONNX Runtime can run; got: {error}. "
             "Check the model with: ingot inspect MODEL"

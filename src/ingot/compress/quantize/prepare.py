@@ -7,6 +7,7 @@ from onnx import helper, numpy_helper, version_converter
 from ingot.compress.quantize._graph import Graph, attributes
 from ingot.core.errors import RecipeError
 from ingot.data.data import Array
+from ingot.models.onnx_format import fix_weights
 
 LEAST_OPSET = 13  # per-channel QuantizeLinear and DequantizeLinear
 FOLD_LIMIT = 1 << 24  # elements: a folded constant must not make the file much larger
@@ -32,6 +33,7 @@ def prepare(proto: onnx.ModelProto, *, opset: int = LEAST_OPSET) -> Graph:
     """
     _check_is_float(proto)
     _raise_opset(proto, opset)
+    fix_weights(proto)
     graph = Graph(proto)
     _lift_constants(graph)
     _fold_constants(graph)
