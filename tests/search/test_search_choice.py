@@ -10,6 +10,7 @@ from ingot.models.model import Lineage
 from ingot.models.store import store_model
 from ingot.runtime.engine import EngineConfig
 from ingot.runtime.engines import engines
+from ingot.search.contrast import contrast
 from ingot.search.explain import explain, headline, summarize
 from ingot.search.result import choose_best
 from ingot.search.sensitivity import layer_sensitivity, output_sqnr_db
@@ -179,3 +180,33 @@ def test_a_layer_with_one_outlier_channel_suffers_most_per_tensor(images, tmp_pa
 def test_sqnr_is_in_decibels():
     assert output_sqnr_db(np.array([10.0]), np.array([9.0])) == pytest.approx(20.0)
     assert output_sqnr_db(np.ones(3), np.ones(3)) == 120.0
+
+
+def static(**settings):
+    return Recipe((QuantizeStatic(**settings),))
+
+
+def test_what_one_other_choice_would_do_is_said_in_words():
+    kept = outcome(2.0, quality=0.85, recipe=static())
+    other = outcome(1.84, quality=0.831, recipe=static(attention=True), passed=False)
+
+    assert contrast([kept, other], kept, "spearman") == (
+        "float attention was kept: int8 attention would change spearman by -0.0190 and latency by "
+        "-8 %, and breaks a claim.",
+    )
+
+
+def test_candidates_that_differ_in_two_choices_are_not_contrasted():
+    kept = outcome(2.0, recipe=static())
+
+    others = [outcome(1.0, recipe=static(attention=True, observer="mse")), outcome(3.0), kept]
+    assert contrast(others[:1], kept, "accuracy") == ()
+
+
+def test_layers_left_in_float_are_named():
+    kept = outcome(2.0, recipe=static(skip=("a", "b", "c", "d")))
+    other = outcome(1.0, recipe=static(), passed=False)
+
+    assert contrast([other], kept, "accuracy")[0].startswith(
+        "a, b, c and 1 more left in float was kept: every layer in integers would change"
+    )

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--goal",
-    type=click.Choice(["latency", "throughput", "size"]),
+    type=click.Choice(["latency", "throughput", "size", "memory", "cold_start", "energy"]),
     default="latency",
     show_default=True,
     help="What to be best at among candidates that keep the claims.",

@@ -98,17 +98,17 @@ def compare_processes(sides: Sequence[Candidate], wanted: set[str]) -> list[Comp
     """Start fresh processes of each side and compare `cold_start` and `memory`, if wanted."""
     rows = []
     if "cold_start" in wanted:
-        was, now = (_spread(cold_start(s.model, s.config, runs=_RUNS).seconds) for s in sides)
+        was, now = (spread(cold_start(s.model, s.config, runs=_RUNS).seconds) for s in sides)
         rows.append(_unpaired("cold_start", "s", was, now))
     if "memory" in wanted:
         was, now = (
-            _spread([float(peak_rss(s.model, s.config)) for _ in range(_RUNS)]) for s in sides
+            spread([float(peak_rss(s.model, s.config)) for _ in range(_RUNS)]) for s in sides
         )
         rows.append(_unpaired("memory", "bytes", was, now))
     return rows
 
 
-def _spread(values: Sequence[float]) -> Interval:
+def spread(values: Sequence[float]) -> Interval:
     """Return median and range; the range of n runs holds the true median with 1 - 2 (1/2)^n."""
     n = len(values)
     level = 1 - 2 * 0.5**n

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from ingot.core.units import show_bytes, show_ms
 from ingot.evaluate.evidence import Evidence
+from ingot.search.contrast import contrast
 from ingot.search.trial import Outcome
 
 WORTH = 1.05  # a gain below five per cent is not called a gain
@@ -47,13 +48,14 @@ def summarize(chosen: Outcome | None, best_float: Outcome | None, tried: int) ->
 
 
 def explain(outcomes: Sequence[Outcome], chosen: Outcome | None, metric: str) -> tuple[str, ...]:
-    """Return sentences: the choice, the runner-up, what broke a claim, what could not run."""
+    """Return sentences: the choice, what each other choice would do, what broke a claim or failed."""
     notes = []
     if chosen is not None and chosen.latency is not None and chosen.quality is not None:
         notes.append(
             f"{chosen.trial.label} was kept: {show_ms(chosen.latency.value)}, {metric} "
             f"{chosen.quality.value:.4f}, {show_bytes(chosen.size_bytes)}."
         )
+        notes += contrast(outcomes, chosen, metric)
         notes += _faster_but_worse(outcomes, chosen, metric)
     notes += [
         f"{o.trial.label} could not be used: {o.reason}" for o in outcomes if not o.ran and o.reason

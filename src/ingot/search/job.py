@@ -10,7 +10,7 @@ from ingot.data.data import Data
 from ingot.models.model import Model
 from ingot.search.trial import Trial
 
-Goal = Literal["latency", "throughput", "size"]
+Goal = Literal["latency", "throughput", "size", "memory", "cold_start", "energy"]
 Shape = tuple[int, int | None]
 
 

@@ -12,6 +12,7 @@ from ingot.runtime.engine import Engine
 from ingot.runtime.engines import engines as all_engines
 from ingot.runtime.machine import describe_machine, machine_digest
 from ingot.search.explain import explain, summarize
+from ingot.search.goals import check_goal, with_costs
 from ingot.search.job import Goal, Job, Shape
 from ingot.search.journal import Journal
 from ingot.search.judge import Judged, check_claims
@@ -74,7 +75,7 @@ def optimize(
         data: Needs the split `calibration` for static quantization and the split to judge on.
         require: Claims such as `"accuracy drop <= 0.005"`; the candidate must keep all of them on
             the bad end of their intervals. Without claims a default is taken from the task.
-        goal: What to be best at among those that keep the claims.
+        goal: What to be best at among those that keep the claims. Energy needs a counter.
         shapes: (batch, sequence) at which latency is measured; the first one counts.
         split: Split that quality is judged on.
         threads: Threads per call; 0 is every physical core.
@@ -92,25 +93,40 @@ def optimize(
     Raises:
         ClaimError: A claim cannot be parsed, or this data could never decide it.
         DataError: The data do not fit the model.
-        EngineError: No engine runs the model at all.
+        EngineError: No engine runs the model at all, or the goal cannot be measured here.
     """
     claims = tuple(require) or default_claims(data)
     job = Job(model, data, claims, goal, tuple(shapes), split, seed, factory, minutes)
     check_claims(job)
+    check_goal(goal)
     if (first := trials) is None:
         first = plan(model, data, threads=threads, buckets=buckets, factory=factory)
-    journal = Journal.of(job.digest(tuple(first), machine_digest(describe_machine())))
-    if fresh:
-        journal.forget()
+    journal = _journal(job, first, fresh=fresh)
     made, judged = climb(job, tuple(first), journal, progress, rungs=trials is None)
-    result = _result(job, made, judged, Path(out))
+    result = _result(job, made, judged, Path(out), journal=journal, progress=progress)
     write_output(job, result, judged.best_float, progress)
     return result
 
 
-def _result(job: Job, made: Sequence[Made], judged: Judged, folder: Path) -> Result:
-    outcomes, chosen = choose_best(judged.outcomes, job.goal)
+def _journal(job: Job, trials: Sequence[Trial], *, fresh: bool) -> Journal:
+    journal = Journal.of(job.digest(tuple(trials), machine_digest(describe_machine())))
+    if fresh:
+        journal.forget()
+    return journal
+
+
+def _result(
+    job: Job,
+    made: Sequence[Made],
+    judged: Judged,
+    folder: Path,
+    *,
+    journal: Journal,
+    progress: Progress,
+) -> Result:
     models = {one.model.digest: one.model for one in made if one.model is not None}
+    priced = with_costs(job, judged.outcomes, models.__getitem__, journal, progress)
+    outcomes, chosen = choose_best(priced, job.goal)
     return Result(
         outcomes,
         chosen,

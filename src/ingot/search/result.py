@@ -62,12 +62,16 @@ def choose_best(
         return tuple(outcomes), None
     limit = min(_cost(o, goal) for o in holding) * TIE
     best = min((o for o in holding if _cost(o, goal) <= limit), key=_preference)
-    kept = replace(best, reason=f"kept: best {goal} of the {len(holding)} that hold every claim")
+    reason = f"kept: best {goal} of the {len(holding)} that hold every claim"
+    found = best.reason.partition("; ")[2] if best.cost else ""  # what it costs, in words
+    kept = replace(best, reason="; ".join(filter(None, (reason, found))))
     return tuple(kept if o is best else o for o in outcomes), kept
 
 
 def _cost(outcome: Outcome, goal: Goal) -> float:
     assert outcome.latency is not None
+    if outcome.cost is not None:
+        return outcome.cost.value
     if goal == "size":
         return float(outcome.size_bytes)
     return 1 / outcome.throughput if goal == "throughput" else outcome.latency.value

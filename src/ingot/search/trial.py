@@ -51,6 +51,7 @@ class Outcome:
         passed: Whether every claim held; None if not judged.
         on_frontier: No other outcome is at least as good in size, latency and quality.
         reason: One sentence: why it failed, was left behind, or was kept.
+        cost: Cold start in s, memory in bytes or energy in J per call, where that is the goal.
     """
 
     trial: Trial
@@ -63,6 +64,7 @@ class Outcome:
     passed: bool | None = None
     on_frontier: bool = False
     reason: str = ""
+    cost: Interval | None = None
 
     @property
     def ran(self) -> bool:
@@ -83,6 +85,7 @@ class Outcome:
             "passed": self.passed,
             "on_frontier": self.on_frontier,
             "reason": self.reason,
+            "cost": _interval(self.cost),
             "evidence": self.evidence.digest if self.evidence else None,
         }
 
