@@ -192,3 +192,14 @@ def test_other_models_have_other_evidence(cnn, data):
     other = store_model(tiny_cnn(seed=1), lineage=Lineage("onnx"))
 
     assert quick(cnn, other, data).find("agreement").candidate.value < 1
+
+
+def test_a_proof_that_any_answer_would_pass_is_refused(tmp_path):
+    one = tiny_cnn(classes=1)
+    model = store_model(one, lineage=Lineage("onnx"), name="one", root=tmp_path / "store")
+    images, _ = toy_images(40)
+    bare = ingot.make_data({"test": ingot.Split({"image": images})}, task="none")
+
+    with pytest.raises(DataError, match="two or more values; got 1 per example"):
+        quick(model, model, bare, require=["cosine >= 0.5"])
+    assert quick(model, model, bare, require=["r2 >= 0.9"]).verdicts[0].passed

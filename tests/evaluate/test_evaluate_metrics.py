@@ -6,7 +6,7 @@ from scipy import stats
 from sklearn.metrics import f1_score
 
 from ingot.core.errors import DataError
-from ingot.evaluate.metrics import METRICS, cosine_rows
+from ingot.evaluate.metrics import METRICS, check_width, cosine_rows
 
 LOGITS = np.array([[3.0, 1, 2], [0, 5, 1], [1, 2, 3], [9, 1, 0]])
 LABELS = np.array([0, 1, 1, 2])
@@ -93,3 +93,35 @@ def test_cosine_of_rows():
     found = cosine_rows(np.array([[3.0, 4], [0, 0], [0, 0]]), np.array([[4.0, 3], [0, 0], [1, 0]]))
 
     np.testing.assert_allclose(found, [24 / 25, 1.0, 0.0])
+
+
+def test_r2_is_the_share_of_the_baselines_variance_that_is_kept():
+    baseline, answers = np.array([[0.0], [2.0], [4.0]]), np.array([[0.0], [3.0], [4.0]])
+
+    found = METRICS["r2"].build(answers, baseline)(np.array([[1.0, 1, 1], [2, 1, 0]]))
+
+    np.testing.assert_allclose(found, [1 - 1 / 8, 1 - 1 / (2 * 4)])
+
+
+def test_r2_of_the_mean_is_zero_and_of_the_opposite_is_below():
+    y = np.array([[1.0, 5.0], [3.0, 1.0]])
+    ones = np.ones((1, 2))
+
+    assert METRICS["r2"].build(np.tile(y.mean(axis=0), (2, 1)), y)(ones) == pytest.approx(0)
+    assert METRICS["r2"].build(-y, y)(ones) < 0
+
+
+def test_r2_refuses_a_baseline_that_answers_one_constant():
+    with pytest.raises(DataError, match="one constant"):
+        METRICS["r2"].build(np.ones((3, 2)), np.ones((3, 2)))
+
+
+@pytest.mark.parametrize("name", ["cosine", "agreement", "accuracy"])
+def test_directions_and_classes_of_a_single_value_are_refused(name):
+    with pytest.raises(DataError, match=f"'{name}' must compare answers of two or more values"):
+        check_width([name], np.ones((4, 1)))
+
+
+def test_errors_of_a_single_value_are_fine():
+    assert check_width(["r2", "mse"], np.ones((4, 1))) is None
+    assert check_width(["cosine"], np.ones((4, 2))) is None

@@ -17,7 +17,7 @@ from ingot.evaluate.costs import (
     measure_latencies,
 )
 from ingot.evaluate.evidence import Comparison, Evidence
-from ingot.evaluate.metrics import DEFAULTS, METRICS, cosine_rows
+from ingot.evaluate.metrics import DEFAULTS, METRICS, check_width, cosine_rows
 from ingot.evaluate.quality import changed_examples, quality
 from ingot.models.feeds import feeds_for
 from ingot.models.model import Model
@@ -82,6 +82,7 @@ def compare(
     before, after = (predict_split(s.model, s.config, examples, output=output) for s in sides)
     check_labels(data, examples, after)
     check_alike(before, after)
+    check_width(chosen, before)
     progress.step("measuring latency", 2, 4)
     measured = measure_latencies(sides, examples, shapes, seed) if measure_speed else {}
     progress.step("measuring fresh processes", 3, 4)

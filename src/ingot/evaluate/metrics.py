@@ -1,6 +1,6 @@
 """Metrics: what is measured on predictions, its unit, its range and which way is better."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +69,42 @@ def _agree(predictions: Array, baseline: Array) -> Floats:
 
 def _cosine(predictions: Array, baseline: Array) -> Statistic:
     return mean_of(cosine_rows(predictions, baseline))
+
+
+def _r2(predictions: Array, baseline: Array) -> Statistic:
+    """Return the share of the baseline's variance that is kept, all values of a row together.
+
+    1 - sum |y - y0|^2 / sum |y0 - mean(y0)|^2, the mean per value over the examples as they are.
+    """
+    x = np.asarray(predictions, np.float64).reshape(len(predictions), -1)
+    y = np.asarray(baseline, np.float64).reshape(len(baseline), -1)
+    errors, spread = ((x - y) ** 2).sum(axis=1), ((y - y.mean(axis=0)) ** 2).sum(axis=1)
+    if not spread.any():
+        raise DataError(
+            "The baseline must answer differently to different examples for r2; it gives one "
+            "constant. Check its inputs, or score an output that varies."
+        )
+
+    def statistic(weights: Floats) -> Floats:
+        whole: Floats = weights @ spread
+        return np.where(whole > 0, 1 - weights @ errors / np.where(whole > 0, whole, 1), np.nan)
+
+    return statistic
+
+
+def check_width(names: Sequence[str], predictions: Array) -> None:
+    """Refuse metrics that any answer would pass: directions and classes of a single value.
+
+    Raises:
+        DataError: `cosine` or `agreement` is asked of one value per example.
+    """
+    width = int(np.prod(predictions.shape[1:]))
+    for name in names:
+        if width < 2 and name in _WIDE:
+            raise DataError(
+                f"{name!r} must compare answers of two or more values; got {width} per example, "
+                "which any answer would pass. Use r2, or let the network give one value per class."
+            )
 
 
 def cosine_rows(a: Array, b: Array) -> Floats:
@@ -172,6 +208,7 @@ _SCORE = frozenset({Task.REGRESSION, Task.SIMILARITY})
 _LABELLESS = frozenset({Task.CLASSIFICATION, Task.NONE})
 _ANY = frozenset(Task)
 _INF = float("inf")
+_WIDE = frozenset(("accuracy", "agreement", "cosine", "f1", "top5_accuracy"))
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -184,11 +221,12 @@ METRICS: dict[str, Metric] = {
         Metric("mae", "target", 0, _INF, "lower", _SCORE, _mae),
         Metric("agreement", "fraction", 0, 1, "higher", _LABELLESS, _share(_agree), _agree, True),
         Metric("cosine", "fraction", -1, 1, "higher", _ANY, _cosine, None, True),
+        Metric("r2", "fraction", -_INF, 1, "higher", _ANY, _r2, None, True),
     )
 }
 DEFAULTS: dict[Task, tuple[str, ...]] = {
     Task.CLASSIFICATION: ("accuracy", "agreement"),
     Task.REGRESSION: ("mse", "mae"),
     Task.SIMILARITY: ("spearman", "pearson"),
-    Task.NONE: ("cosine",),
+    Task.NONE: ("r2",),
 }

@@ -31,7 +31,9 @@ def quality(
     """
     reference = before if metric.is_versus_baseline else targets
     if reference is None:
-        raise DataError(f"{metric.name!r} must have targets; got none. Use agreement or cosine.")
+        raise DataError(
+            f"{metric.name!r} must have targets; got none. Use r2, agreement or cosine."
+        )
     if metric.per_example is not None:
         return _proportions(metric, before, after, reference)
     sign = 1.0 if metric.direction == "higher" else -1.0

@@ -48,7 +48,7 @@ def summarize(chosen: Outcome | None, best_float: Outcome | None, tried: int) ->
 
 
 def explain(outcomes: Sequence[Outcome], chosen: Outcome | None, metric: str) -> tuple[str, ...]:
-    """Return sentences: the choice, what each other choice would do, what broke a claim or failed."""
+    """Return sentences: the choice, what another would do, what broke a claim or failed."""
     notes = []
     if chosen is not None and chosen.latency is not None and chosen.quality is not None:
         notes.append(

@@ -17,7 +17,7 @@ from ingot.evaluate.compare import (
 from ingot.evaluate.compare import plan as plan_claims
 from ingot.evaluate.costs import timing_feeds
 from ingot.evaluate.evidence import Comparison, Evidence, Interval
-from ingot.evaluate.metrics import METRICS
+from ingot.evaluate.metrics import METRICS, check_width
 from ingot.models.feeds import feeds_for
 from ingot.models.model import Model
 from ingot.runtime.engine import EngineConfig, Session
@@ -85,8 +85,9 @@ def judge_all(
     predictions, failures = _predict_all(job, made, journal, progress)
     truth = _reference(made, predictions, failures)
     check_labels(job.data, job.data.split(job.split), predictions[truth])
-    times = _measure_all(job, {i: made[i] for i in predictions}, journal, progress)
     claims, metrics = plan_claims(job.data, job.data.split(job.split), job.claims)
+    check_width(metrics, predictions[truth])
+    times = _measure_all(job, {i: made[i] for i in predictions}, journal, progress)
     known = {} if qualities is None else qualities
     bench = _Bench(job, made, predictions, times, truth, claims, metrics, known)
     best = bench.best_float()
