@@ -67,6 +67,18 @@ def test_compare_exits_0_and_writes_evidence_when_the_claims_hold(run, files, be
     assert (tmp_path / "proof" / "report.html").is_file()
 
 
+def test_compare_names_the_nodes_at_which_answers_part_when_asked_why(run, files, best):
+    done = run("compare", files / "model.onnx", best, "--data", files / "data.npz", "--why")
+    facts = run("compare", files / "model.onnx", best, "--data", files / "data.npz", "--why",
+                "--json")  # fmt: skip
+
+    assert "Where the answers part" in done.out
+    nodes = facts.json["nodes"]
+    assert nodes
+    assert {"node", "operator", "before", "after", "lasting"} == set(nodes[0])
+    assert all(node["node"][:8] in done.out for node in nodes[:1])
+
+
 def test_compare_exits_1_when_a_claim_does_not_hold(run, files, best):
     done = run("compare", files / "model.onnx", best, "--data", files / "data.npz",
                "--require", "size ratio <= 0.001", "--threads", 1)  # fmt: skip

@@ -10,7 +10,7 @@ from fake_engines import QUIET, FakeClock, FakeEngine
 from ingot.core.errors import EngineError
 from ingot.core.files import home
 from ingot.runtime import choose as room
-from ingot.runtime._agreement import relative_error
+from ingot.runtime.agreement import relative_error
 from ingot.runtime.choose import Choice, choose
 from ingot.runtime.engine import EngineConfig
 from ingot.runtime.measure import Shape

@@ -1,5 +1,6 @@
 """`ingot compare`: prove what changed between two models."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,11 @@ from ingot.cli._print import print_json, print_table, say
 from ingot.core.digest import short
 
 if TYPE_CHECKING:
+    from ingot.data.data import Split
+    from ingot.evaluate.diagnose import NodeError
     from ingot.evaluate.evidence import Comparison, Evidence, Interval
+    from ingot.models.model import Model
+    from ingot.runtime.engine import EngineConfig
 
 
 @click.command()
@@ -47,6 +52,7 @@ if TYPE_CHECKING:
     metavar="BxS",
     help="Batch, or batch x sequence, to time. Repeatable.",
 )
+@click.option("--why", is_flag=True, help="Also name the nodes at which the answers part.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder for evidence.json and report.html."
 )
@@ -64,6 +70,7 @@ def command(
     precision: str,
     threads: int,
     shapes: tuple[str, ...],
+    why: bool,
     out: Path | None,
     seed: int,
     as_json: bool,
@@ -76,6 +83,7 @@ def command(
     \b
     Examples:
       ingot compare model.onnx small --data data.toml --require "accuracy drop <= 0.01" --out proof
+      ingot compare model.onnx broken.onnx --data data.toml --why
     """
     from ingot.core.progress import progress_bar
     from ingot.evaluate.compare import compare
@@ -98,13 +106,38 @@ def command(
         )
     if out is not None:
         write_comparison(evidence, out, f"{small.name} against {baseline.name}")
+    nodes = _worst_nodes(baseline, small, config, data.split(split)) if why else ()
     if as_json:
-        print_json(evidence.to_statement())
+        found = evidence.to_statement()
+        print_json({**found, "nodes": [node.to_json() for node in nodes]} if why else found)
     else:
         print_evidence(evidence)
+        _print_nodes(nodes)
         if out is not None:
             say(f"Wrote {out / 'evidence.json'} and {out / 'report.html'}")
     return 0 if evidence.passed or not require else 1
+
+
+def _worst_nodes(
+    baseline: "Model", small: "Model", config: "EngineConfig", split: "Split"
+) -> "tuple[NodeError, ...]":
+    from dataclasses import replace
+
+    from ingot.evaluate.diagnose import node_errors, worst_nodes
+    from ingot.runtime.measure import Candidate
+
+    trusted = replace(config, engine="onnxruntime", precision="fp32")
+    sides = Candidate("baseline", baseline, trusted), Candidate("candidate", small, config)
+    return worst_nodes(node_errors(*sides, split), 10)
+
+
+def _print_nodes(nodes: "Sequence[NodeError]") -> None:
+    if nodes:
+        print_table(
+            "Where the answers part",
+            ("node", "operator", "error of its inputs", "error of its output"),
+            [(n.node, n.operator, f"{n.before:.3g}", f"{n.after:.3g}") for n in nodes],
+        )
 
 
 def print_evidence(evidence: "Evidence") -> None:

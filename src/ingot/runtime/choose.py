@@ -16,7 +16,7 @@ from ingot.core.files import home, write_atomic
 from ingot.core.progress import SILENT, Progress
 from ingot.data.data import Array
 from ingot.models.model import Model
-from ingot.runtime._agreement import MAX_RELATIVE_ERROR, relative_error
+from ingot.runtime.agreement import MAX_RELATIVE_ERROR, relative_error
 from ingot.runtime.cold_start import cold_start, footprint, peak_rss
 from ingot.runtime.engine import Engine, EngineConfig, Precision, Session
 from ingot.runtime.feeds import feeds_at

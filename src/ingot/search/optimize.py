@@ -11,6 +11,7 @@ from ingot.models.model import Model
 from ingot.runtime.engine import Engine
 from ingot.runtime.engines import engines as all_engines
 from ingot.runtime.machine import describe_machine, machine_digest
+from ingot.search.crosscheck import name_fault, settle
 from ingot.search.explain import explain, summarize
 from ingot.search.goals import check_goal, with_costs
 from ingot.search.job import Goal, Job, Shape
@@ -19,7 +20,7 @@ from ingot.search.judge import Judged, check_claims
 from ingot.search.ladder import climb
 from ingot.search.make import Made
 from ingot.search.output import write_output
-from ingot.search.result import Result, choose_best
+from ingot.search.result import Result
 from ingot.search.space import default_trials
 from ingot.search.trial import Trial
 
@@ -126,7 +127,8 @@ def _result(
 ) -> Result:
     models = {one.model.digest: one.model for one in made if one.model is not None}
     priced = with_costs(job, judged.outcomes, models.__getitem__, journal, progress)
-    outcomes, chosen = choose_best(priced, job.goal)
+    outcomes, chosen = settle(job, priced, models.__getitem__)
+    notes = explain(outcomes, chosen, judged.metric) + name_fault(job, outcomes, models.__getitem__)
     return Result(
         outcomes,
         chosen,
@@ -135,7 +137,7 @@ def _result(
         summarize(chosen, judged.best_float, len(outcomes)),
         judged.metric,
         judged.shape,
-        explain(outcomes, chosen, judged.metric),
+        notes,
     )
 
 
