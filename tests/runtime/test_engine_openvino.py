@@ -13,6 +13,7 @@ from ingot.models.model import Lineage
 from ingot.models.store import copy_folder, open_model, store_model
 from ingot.runtime import cpu, openvino_engine
 from ingot.runtime.engine import EngineConfig
+from ingot.runtime.engines import open_session
 from ingot.runtime.openvino_engine import OpenVinoEngine
 from ingot.testing.check_engine import check_engine
 from ingot.testing.tiny import tiny_cnn
@@ -28,7 +29,7 @@ def quantized(model, inputs, root):
 
 def each(session):
     """Return the sessions behind one with buckets that are open by now."""
-    return [*session._single.values(), *([session._rest] if session._rest else [])]
+    return [*session._fixed.values(), *([session._rest] if session._rest else [])]
 
 
 def acme_model(root):
@@ -223,3 +224,32 @@ def test_a_missing_openvino_says_how_to_get_it(monkeypatch):
 
     assert not status.ok
     assert "ingot[openvino]" in status.reason
+
+
+def test_a_batch_size_that_is_known_ahead_runs_in_a_graph_of_that_shape(cnn, images):
+    inputs, _ = images
+    plain = open_session(cnn, EngineConfig("openvino", threads=1))
+    session = open_session(cnn, EngineConfig("openvino", threads=1, batch_sizes=(1, 4)))
+
+    assert list(session._fixed) == [(1,), (4,)]
+    for rows in (1, 4):
+        found = session.run({"image": inputs[:rows]})
+        np.testing.assert_allclose(
+            found["logits"], plain.run({"image": inputs[:rows]})["logits"], atol=1e-5
+        )
+    assert session._rest is None
+    assert session.run({"image": inputs[:3]})["logits"].shape == (3, 4)
+    assert session._rest is not None
+
+
+def test_batch_sizes_must_ascend(cnn):
+    with pytest.raises(EngineError, match="Batch sizes must be positive and ascending"):
+        open_session(cnn, EngineConfig("openvino", threads=1, batch_sizes=(4, 1)))
+
+
+def test_batch_sizes_are_written_down_and_read_again():
+    config = EngineConfig("openvino", threads=1, batch_sizes=(1,))
+
+    assert EngineConfig.from_json(config.to_json()) == config
+    assert config.label == "openvino fp32 x1 for 1 at once"
+    assert "batch_sizes" not in EngineConfig("openvino").to_json()

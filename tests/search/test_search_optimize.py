@@ -1,5 +1,6 @@
 import errno
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,13 +10,17 @@ from ingot.compress.quantize.static import QuantizeStatic
 from ingot.compress.quantize.weights import QuantizeWeights
 from ingot.compress.recipe import Recipe
 from ingot.core.errors import ClaimError, DataError, EngineError, IngotError
-from ingot.evaluate.evidence import read_evidence
+from ingot.core.progress import SILENT
+from ingot.evaluate.evidence import Interval, read_evidence
 from ingot.models.store import find_model, open_model
 from ingot.runtime.engine import EngineConfig
 from ingot.runtime.engines import open_session
 from ingot.search import judge
+from ingot.search.job import Job
+from ingot.search.judge import Judged
+from ingot.search.ladder import fewer_threads
 from ingot.search.optimize import default_claims, optimize, plan
-from ingot.search.trial import Trial
+from ingot.search.trial import Outcome, Trial
 
 ONE = EngineConfig(threads=1)
 CLAIM = ["agreement >= 0.9"]
@@ -261,3 +266,30 @@ def test_a_model_removed_from_the_store_is_made_again(cnn, data, trials, tmp_pat
 
     assert second.outcomes[1].model == small.digest
     assert small.path.is_dir()
+
+
+def test_a_plan_compiles_ahead_for_the_batches_asked_for_where_openvino_can(cnn, encoder, data):
+    pictures = plan(cnn, data, threads=1, shapes=((4, None), (1, None)))
+    texts = plan(encoder, data, threads=1, shapes=((4, None),))
+
+    sizes = {(t.config.engine, t.config.batch_sizes) for t in pictures}
+    assert sizes == {("openvino", (1, 4)), ("onnxruntime", ())}
+    assert {t.config.batch_sizes for t in texts} == {()}
+
+
+def test_small_networks_are_also_tried_on_one_core(cnn, data, tmp_path):
+    job = Job(cnn, data, ())
+    fast, slow = (_held(latency) for latency in (0.5, 3.0))
+
+    found = fewer_threads(job, Judged((fast, slow), fast, "accuracy", "batch 1"), SILENT)
+
+    assert [t.config.threads for t in found] == [1]
+    assert found[0].recipe == fast.trial.recipe
+    assert fewer_threads(replace(job, threads=2), Judged((fast,), fast, "a", "b"), SILENT) == ()
+
+
+def _held(latency):
+    trial = Trial(Recipe((QuantizeStatic(),)), EngineConfig("openvino", threads=2))
+    ends = (Interval(v, v, v) for v in (latency, 0.9))
+    p50, score = ends
+    return Outcome(trial, "sha256:m", 100, p50, 0.0, score, None, True)

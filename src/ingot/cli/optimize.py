@@ -111,7 +111,10 @@ def command(
     model = where.load()
     data = load_data_option(data_path, task, columns, model)
     if dry_run:
-        trials = plan(model, data, threads=threads, buckets=buckets, factory=where.factory())
+        sizes = tuple(parse_shape(s) for s in shapes)
+        trials = plan(
+            model, data, threads=threads, buckets=buckets, shapes=sizes, factory=where.factory()
+        )
         _print_plan(trials, as_json=as_json)
         return 0
     with progress_bar("optimize") as progress:

@@ -264,13 +264,19 @@ def _check_body(body: Mapping[str, Any]) -> None:
 
 
 def _config(value: Any) -> EngineConfig:  # parsed JSON
+    if isinstance(value, dict):  # written down only where there are some
+        value = {"batch_sizes": []} | value
     row = _fields(value, {f.name for f in fields(EngineConfig)}, "A configuration")
     good = (
         isinstance(row["engine"], str)
         and row["precision"] in {"fp32", "bf16"}
         and isinstance(row["threads"], int)
         and isinstance(row["buckets"], list)
-        and all(isinstance(b, int) and not isinstance(b, bool) for b in row["buckets"])
+        and isinstance(row["batch_sizes"], list)
+        and all(
+            isinstance(b, int) and not isinstance(b, bool)
+            for b in (*row["buckets"], *row["batch_sizes"])
+        )
     )
     if not good or isinstance(row["threads"], bool):
         raise _broken(f"a configuration must hold engine, precision, threads, buckets; got {row!r}")

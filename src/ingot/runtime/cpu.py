@@ -64,17 +64,18 @@ def check_config(engine: str, config: EngineConfig, offered: Collection[str]) ->
         )
     thread_count(config.threads)
     check_buckets(config.buckets)
+    check_buckets(config.batch_sizes, what="Batch sizes")
 
 
-def check_buckets(buckets: Sequence[int]) -> None:
-    """Refuse buckets that are not positive and ascending.
+def check_buckets(buckets: Sequence[int], *, what: str = "Buckets") -> None:
+    """Refuse buckets, or batch sizes, that are not positive and ascending.
 
     Raises:
         EngineError: They are not.
     """
     if list(buckets) != sorted(set(buckets)) or min(buckets, default=1) < 1:
         raise EngineError(
-            f"Buckets must be positive and ascending; got {list(buckets)}. "
+            f"{what} must be positive and ascending; got {list(buckets)}. "
             "Sort them, e.g. (32, 64, 128)."
         )
 

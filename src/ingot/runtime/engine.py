@@ -20,22 +20,28 @@ class EngineConfig:
         precision: Arithmetic of the float part; integer parts of a quantized model stay integer.
         threads: Threads inside one call, pinned; 0 means every physical core this process may use.
         buckets: Sequence lengths that inputs are padded up to, ascending; empty means as given.
+        batch_sizes: Numbers of rows, ascending, for which OpenVINO compiles a graph of its own;
+            other engines, and models of text, which have buckets, take no notice.
     """
 
     engine: str = "onnxruntime"
     precision: Precision = "fp32"
     threads: int = 0
     buckets: tuple[int, ...] = ()
+    batch_sizes: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Json]:
         """Return the JSON form."""
-        return asdict(self) | {"buckets": list(self.buckets)}
+        facts = asdict(self) | {"buckets": list(self.buckets)}
+        sizes = facts.pop("batch_sizes")  # written down only where there are some
+        return facts | ({"batch_sizes": list(sizes)} if sizes else {})
 
     @classmethod
     def from_json(cls, value: Mapping[str, Json]) -> "EngineConfig":
         """Read the JSON form."""
         fields = dict(value)
-        fields["buckets"] = tuple(fields.get("buckets") or ())  # type: ignore[arg-type] # a JSON list of int
+        for name in ("buckets", "batch_sizes"):
+            fields[name] = tuple(fields.get(name) or ())  # type: ignore[arg-type] # a JSON list of int
         return cls(**fields)  # type: ignore[arg-type] # checked by the dataclass fields
 
     @property
@@ -47,7 +53,8 @@ class EngineConfig:
     def label(self) -> str:
         """Short text for tables, e.g. `openvino bf16 x2`."""
         lengths = f" to {'/'.join(map(str, self.buckets))}" if self.buckets else ""
-        return f"{self.engine} {self.precision} x{self.threads or 'all'}{lengths}"
+        rows = f" for {'/'.join(map(str, self.batch_sizes))} at once" if self.batch_sizes else ""
+        return f"{self.engine} {self.precision} x{self.threads or 'all'}{lengths}{rows}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from ingot.models.model import Model
 from ingot.runtime._feeding import check_feeds, closed, make_guard, unsupported
 from ingot.runtime.cpu import check_config, has_bf16, thread_count
 from ingot.runtime.engine import Availability, EngineConfig, ExecutedNode, Precision, Session
-from ingot.runtime.openvino_buckets import BucketedSession, has_text_axis
+from ingot.runtime.openvino_shapes import FixedShapes, known_shapes
 
 HINT = {"fp32": "f32", "bf16": "bf16"}
 INTEGER_TYPES = frozenset({"i8", "u8"})
@@ -52,15 +52,15 @@ class OpenVinoEngine:
         return ("fp32", "bf16") if has_bf16() else ("fp32",)
 
     def open(self, model: Model, config: EngineConfig) -> Session:
-        """Read and compile the graph; of masked text, once per bucket.
+        """Read and compile the graph; once more per bucket or batch size.
 
         Raises:
             EngineError: A bad configuration, or an operator that OpenVINO cannot run.
         """
         check_config(self.name, config, tuple(HINT))
-        if not (config.buckets and has_text_axis(model.signature)):
+        if not known_shapes(model.signature, config):
             return OpenVinoSession(model, config, self.cache)
-        return BucketedSession(
+        return FixedShapes(
             lambda shapes: OpenVinoSession(model, config, self.cache, shapes),
             model.signature,
             config,

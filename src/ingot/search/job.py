@@ -28,6 +28,7 @@ class Job:
         seed: Every random choice.
         factory: Builds the torch network of `model`, if there is one.
         minutes: Training that may be spent to win back what dropped layers lose; 0 drops none.
+        threads: Threads per call; 0 leaves them to the search.
     """
 
     model: Model
@@ -39,6 +40,7 @@ class Job:
     seed: int = 0
     factory: Factory | None = None
     minutes: float = 0.0
+    threads: int = 0
 
     def digest(self, trials: Sequence[Trial], machine: str) -> str:
         """Digest of the whole job: the same one goes on where it stopped."""
@@ -53,4 +55,5 @@ class Job:
             "trials": [trial.digest for trial in trials],
             "machine": machine,
             "minutes": self.minutes,
+            "threads": self.threads,
         })  # fmt: skip

@@ -25,6 +25,7 @@ Rung = Callable[[Job, Judged, Progress], tuple[Trial, ...]]
 WORTH = 0.98  # a repair must promise at least two per cent
 LEAST_BLOCKS = 4
 FORMS = 2  # integer forms of a shallower network that are tried
+SMALL_MS = 2.0  # slower calls have work for every core
 
 
 def climb(
@@ -80,7 +81,20 @@ def fewer_still(job: Job, judged: Judged, progress: Progress) -> tuple[Trial, ..
     return _shallower(job, judged, 0.5 if any(o.passed for o in tried) else 0.83)
 
 
-RUNGS: tuple[Rung, ...] = (repair, fewer_layers, fewer_still)
+def fewer_threads(job: Job, judged: Judged, progress: Progress) -> tuple[Trial, ...]:
+    """Run the fastest small forms that hold on one core, where no thread waits for another."""
+    del progress
+    holding = sorted((o for o in judged.outcomes if o.passed and o.ran), key=_latency)
+    if job.threads or job.goal == "throughput":
+        return ()
+    return tuple(
+        replace(o.trial, config=replace(o.trial.config, threads=1))
+        for o in holding[:FORMS]
+        if o.trial.config.threads > 1 and o.latency and o.latency.value < SMALL_MS
+    )
+
+
+RUNGS: tuple[Rung, ...] = (repair, fewer_layers, fewer_still, fewer_threads)
 
 
 def _fastest_broken(judged: Judged) -> Outcome | None:

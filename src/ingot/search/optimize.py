@@ -31,6 +31,7 @@ def plan(
     *,
     threads: int = 0,
     buckets: Sequence[int] = (),
+    shapes: Sequence[Shape] = ((1, None),),
     factory: Factory | None = None,
 ) -> tuple[Trial, ...]:
     """Return what `optimize` would try on this machine, without trying it.
@@ -40,7 +41,13 @@ def plan(
     Raises:
         EngineError: No engine works here, or there are buckets and no `attention_mask`.
     """
-    trials = default_trials(model, _available(factory), threads=threads, buckets=buckets)
+    trials = default_trials(
+        model,
+        _available(factory),
+        threads=threads,
+        buckets=buckets,
+        batch_sizes=[batch for batch, _ in shapes],
+    )
     return tuple(
         trial
         for trial in trials
@@ -97,11 +104,11 @@ def optimize(
         EngineError: No engine runs the model at all, or the goal cannot be measured here.
     """
     claims = tuple(require) or default_claims(data)
-    job = Job(model, data, claims, goal, tuple(shapes), split, seed, factory, minutes)
+    job = Job(model, data, claims, goal, tuple(shapes), split, seed, factory, minutes, threads)
     check_claims(job)
     check_goal(goal)
     if (first := trials) is None:
-        first = plan(model, data, threads=threads, buckets=buckets, factory=factory)
+        first = plan(model, data, threads=threads, buckets=buckets, shapes=shapes, factory=factory)
     journal = _journal(job, first, fresh=fresh)
     made, judged = climb(job, tuple(first), journal, progress, rungs=trials is None)
     result = _result(job, made, judged, Path(out), journal=journal, progress=progress)

@@ -17,6 +17,7 @@ from ingot.models.model import Model
 from ingot.runtime.buckets import MASK
 from ingot.runtime.cpu import check_buckets, thread_count
 from ingot.runtime.engine import Engine, EngineConfig
+from ingot.runtime.openvino_shapes import has_row_axis
 from ingot.search.trial import Trial
 
 Architecture = Literal["transformer", "cnn", "dense"]
@@ -38,7 +39,12 @@ def architecture(model: Model) -> Architecture:
 
 
 def default_trials(
-    model: Model, engines: Mapping[str, Engine], *, threads: int, buckets: Sequence[int] = ()
+    model: Model,
+    engines: Mapping[str, Engine],
+    *,
+    threads: int,
+    buckets: Sequence[int] = (),
+    batch_sizes: Sequence[int] = (),
 ) -> tuple[Trial, ...]:
     """Return the float model on every engine, then int8 forms on the engines that run them.
 
@@ -47,6 +53,7 @@ def default_trials(
         engines: Engines that are available here, by name.
         threads: Threads per call; 0 is every physical core.
         buckets: Lengths that texts are padded up to.
+        batch_sizes: Numbers of rows that OpenVINO compiles a graph of its own for.
 
     Raises:
         EngineError: There are buckets, and the model takes no `attention_mask`.
@@ -64,7 +71,18 @@ def default_trials(
     ]
     trials = (*floats, *_integers(architecture(model), model, engines, threads))
     check_buckets(buckets)
-    return tuple(replace(t, config=replace(t.config, buckets=tuple(buckets))) for t in trials)
+    return tuple(
+        replace(t, config=_with_shapes(t.config, model, buckets, batch_sizes)) for t in trials
+    )
+
+
+def _with_shapes(
+    config: EngineConfig, model: Model, buckets: Sequence[int], batch_sizes: Sequence[int]
+) -> EngineConfig:
+    """Return a configuration with what can be compiled ahead for the requests that matter."""
+    fits = config.engine == "openvino" and has_row_axis(model.signature)
+    sizes = tuple(sorted(set(batch_sizes))) if fits else ()
+    return replace(config, buckets=tuple(buckets), batch_sizes=sizes)
 
 
 def _integers(
