@@ -21,6 +21,7 @@ from ingot.search.judge import Judged
 from ingot.search.ladder import fewer_threads
 from ingot.search.optimize import default_claims, optimize, plan
 from ingot.search.trial import Outcome, Trial
+from ingot.testing.tiny import toy_tokens
 
 ONE = EngineConfig(threads=1)
 CLAIM = ["agreement >= 0.9"]
@@ -293,3 +294,25 @@ def _held(latency):
     ends = (Interval(v, v, v) for v in (latency, 0.9))
     p50, score = ends
     return Outcome(trial, "sha256:m", 100, p50, 0.0, score, None, True)
+
+
+def test_a_search_for_bytes_also_tries_weights_in_four_bits(encoder, data):
+    texts = ingot.make_data(
+        {"calibration": ingot.Split(toy_tokens(8)), "test": ingot.Split(toy_tokens(8, seed=5))},
+        task="none",
+    )
+    for goal, expected in (("size", True), ("latency", False)):
+        methods = [m for t in plan(encoder, texts, threads=1, goal=goal) for m in t.recipe.methods]
+        assert any(getattr(m, "bits", 8) == 4 for m in methods) is expected
+
+
+def test_calibration_data_of_another_kind_are_warned_about(cnn, data, trials, tmp_path):
+    strange = ingot.Split({"image": 100 * data.split("calibration").inputs["image"]})
+    splits = {"calibration": strange, "test": data.split("test")}
+    mixed = ingot.make_data(splits, task="classification", name="mixed")
+
+    good = optimize(cnn, data, require=CLAIM, trials=trials, out=tmp_path / "a")
+    bad = optimize(cnn, mixed, require=CLAIM, trials=trials, out=tmp_path / "b")
+
+    assert any(note.startswith("Calibration data must look like") for note in bad.notes)
+    assert not any(note.startswith("Calibration data must look like") for note in good.notes)

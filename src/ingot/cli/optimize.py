@@ -113,8 +113,9 @@ def command(
     if dry_run:
         sizes = tuple(parse_shape(s) for s in shapes)
         trials = plan(
-            model, data, threads=threads, buckets=buckets, shapes=sizes, factory=where.factory()
-        )
+            model, data, threads=threads, buckets=buckets, shapes=sizes, goal=goal,
+            factory=where.factory(),
+        )  # fmt: skip
         _print_plan(trials, as_json=as_json)
         return 0
     with progress_bar("optimize") as progress:

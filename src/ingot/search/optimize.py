@@ -1,10 +1,12 @@
 """The main job: try methods and engines, keep the best that proves its claims."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ingot.compress.quantize.drift import range_drift
 from ingot.compress.recipe import Factory
-from ingot.core.errors import EngineError
+from ingot.core.errors import EngineError, IngotError
 from ingot.core.progress import SILENT, Progress
 from ingot.data.data import Data
 from ingot.models.model import Model
@@ -24,6 +26,8 @@ from ingot.search.result import Result
 from ingot.search.space import default_trials
 from ingot.search.trial import Trial
 
+log = logging.getLogger(__name__)
+
 
 def plan(
     model: Model,
@@ -32,6 +36,7 @@ def plan(
     threads: int = 0,
     buckets: Sequence[int] = (),
     shapes: Sequence[Shape] = ((1, None),),
+    goal: Goal = "latency",
     factory: Factory | None = None,
 ) -> tuple[Trial, ...]:
     """Return what `optimize` would try on this machine, without trying it.
@@ -47,6 +52,7 @@ def plan(
         threads=threads,
         buckets=buckets,
         batch_sizes=[batch for batch, _ in shapes],
+        goal=goal,
     )
     return tuple(
         trial
@@ -116,6 +122,18 @@ def optimize(
     return result
 
 
+def _plan(job: Job, buckets: Sequence[int]) -> tuple[Trial, ...]:
+    return plan(
+        job.model,
+        job.data,
+        threads=job.threads,
+        buckets=buckets,
+        shapes=job.shapes,
+        goal=job.goal,
+        factory=job.factory,
+    )
+
+
 def _journal(job: Job, trials: Sequence[Trial], *, fresh: bool) -> Journal:
     journal = Journal.of(job.digest(tuple(trials), machine_digest(describe_machine())))
     if fresh:
@@ -135,7 +153,11 @@ def _result(
     models = {one.model.digest: one.model for one in made if one.model is not None}
     priced = with_costs(job, judged.outcomes, models.__getitem__, journal, progress)
     outcomes, chosen = settle(job, priced, models.__getitem__)
-    notes = explain(outcomes, chosen, judged.metric) + name_fault(job, outcomes, models.__getitem__)
+    notes = (
+        *_drift(job, progress),
+        *explain(outcomes, chosen, judged.metric),
+        *name_fault(job, outcomes, models.__getitem__),
+    )
     return Result(
         outcomes,
         chosen,
@@ -146,6 +168,20 @@ def _result(
         judged.shape,
         notes,
     )
+
+
+def _drift(job: Job, progress: Progress) -> tuple[str, ...]:
+    """Return a warning if calibration data do not look like the data that is judged."""
+    if "calibration" not in job.data.splits:
+        return ()
+    sides = (job.data.split(name) for name in ("calibration", job.split))
+    try:
+        warning = range_drift(job.model, *sides, progress=progress).warning
+    except IngotError:
+        return ()  # nothing to quantize, or tensors that are not finite: the methods say so
+    if warning:
+        log.warning(warning)
+    return (warning,) if warning else ()
 
 
 def default_claims(data: Data) -> tuple[str, ...]:

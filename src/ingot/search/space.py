@@ -10,7 +10,7 @@ import onnx
 from ingot.compress.method import Method
 from ingot.compress.quantize.dynamic import QuantizeDynamic
 from ingot.compress.quantize.static import QuantizeStatic
-from ingot.compress.quantize.weights import QuantizeWeights
+from ingot.compress.quantize.weights import QuantizeGroups, QuantizeWeights
 from ingot.compress.recipe import Recipe
 from ingot.core.errors import EngineError
 from ingot.models.model import Model
@@ -18,9 +18,12 @@ from ingot.runtime.buckets import MASK
 from ingot.runtime.cpu import check_buckets, thread_count
 from ingot.runtime.engine import Engine, EngineConfig
 from ingot.runtime.openvino_shapes import has_row_axis
+from ingot.search.job import Goal
 from ingot.search.trial import Trial
 
 Architecture = Literal["transformer", "cnn", "dense"]
+# (engine, type of what stays float, methods), the best first
+Prior = tuple[tuple[str, Literal["fp32", "narrow"], tuple[Method, ...]], ...]
 
 
 def architecture(model: Model) -> Architecture:
@@ -45,6 +48,7 @@ def default_trials(
     threads: int,
     buckets: Sequence[int] = (),
     batch_sizes: Sequence[int] = (),
+    goal: Goal = "latency",
 ) -> tuple[Trial, ...]:
     """Return the float model on every engine, then int8 forms on the engines that run them.
 
@@ -54,6 +58,7 @@ def default_trials(
         threads: Threads per call; 0 is every physical core.
         buckets: Lengths that texts are padded up to.
         batch_sizes: Numbers of rows that OpenVINO compiles a graph of its own for.
+        goal: For size and memory, weights in 4 bits are tried too.
 
     Raises:
         EngineError: There are buckets, and the model takes no `attention_mask`.
@@ -69,7 +74,9 @@ def default_trials(
         for name, engine in engines.items()
         for precision in engine.precisions(model)
     ]
-    trials = (*floats, *_integers(architecture(model), model, engines, threads))
+    kind = architecture(model)
+    prior = _PRIOR[kind] + (_SMALL[kind] if goal in {"size", "memory"} else ())
+    trials = (*floats, *_integers(prior, model, engines, threads))
     check_buckets(buckets)
     return tuple(
         replace(t, config=_with_shapes(t.config, model, buckets, batch_sizes)) for t in trials
@@ -86,10 +93,10 @@ def _with_shapes(
 
 
 def _integers(
-    kind: Architecture, model: Model, engines: Mapping[str, Engine], threads: int
+    prior: Prior, model: Model, engines: Mapping[str, Engine], threads: int
 ) -> list[Trial]:
     trials = []
-    for name, rest, methods in _PRIOR[kind]:
+    for name, rest, methods in prior:
         if name not in engines:
             continue
         # What stays float in a quantized graph runs in fp32, or in the narrowest type there is.
@@ -105,9 +112,7 @@ def _integers(
 # The order is what paid most often on the models of benchmarks/results/first_light.json. Attention
 # products and SmoothQuant help transformers on OpenVINO. CNNs are all integer, so the type of what
 # stays float makes no difference there.
-_PRIOR: dict[
-    Architecture, tuple[tuple[str, Literal["fp32", "narrow"], tuple[Method, ...]], ...]
-] = {
+_PRIOR: dict[Architecture, Prior] = {
     "transformer": (
         (
             "openvino",
@@ -143,4 +148,17 @@ _PRIOR: dict[
         ("openvino", "narrow", (QuantizeStatic(), QuantizeWeights())),
         ("onnxruntime", "fp32", (QuantizeDynamic(), QuantizeStatic())),
     ),
+}
+# Weights in 4 bits pay in bytes; in time they pay only where a single row is read at a time.
+_FOUR_BITS: tuple[Method, ...] = (
+    QuantizeGroups(embeddings=4),
+    QuantizeWeights(bits=4, embeddings=4),
+)
+_SMALL: dict[Architecture, Prior] = {
+    "transformer": (
+        ("openvino", "narrow", (QuantizeStatic(attention=True, embeddings=4), *_FOUR_BITS)),
+        ("onnxruntime", "fp32", _FOUR_BITS),
+    ),
+    "cnn": (),
+    "dense": (("onnxruntime", "fp32", _FOUR_BITS),),
 }
