@@ -1,4 +1,4 @@
-"""Networks of the benchmarks: ResNet-20 with real weights; three shapes with random weights."""
+"""Networks of the benchmarks: ResNet-20 and -32 with real weights; shapes with random ones."""
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,11 @@ class CifarResNet(nn.Module):
 def resnet20() -> nn.Module:
     """Return ResNet-20 for CIFAR-10, untrained: 0.27 M parameters."""
     return CifarResNet(3)
+
+
+def resnet32() -> nn.Module:
+    """Return ResNet-32 for CIFAR-10, untrained: 0.46 M parameters."""
+    return CifarResNet(5)
 
 
 class Bottleneck(nn.Module):

@@ -12,6 +12,7 @@ from ingot.compress.recipe import Recipe
 from ingot.core.errors import IngotError
 from ingot.core.extras import is_installed
 from ingot.core.progress import Progress
+from ingot.evaluate.metrics import METRICS
 from ingot.models.blocks import find_blocks
 from ingot.models.onnx_format import read_onnx
 from ingot.search.job import Job
@@ -23,7 +24,10 @@ from ingot.search.trial import Outcome, Trial
 
 Rung = Callable[[Job, Judged, Progress], tuple[Trial, ...]]
 WORTH = 0.98  # a repair must promise at least two per cent
+NEAR = 1.05  # forms within five per cent of each other are one choice of the machine's mood
 LEAST_BLOCKS = 4
+ALONE = 3  # layers that are left in float one at a time: the ranking is close at its top
+ELSEWHERE = 3  # recipes that are also run on the fastest engine
 FORMS = 2  # integer forms of a shallower network that are tried
 SMALL_MS = 2.0  # slower calls have work for every core
 
@@ -62,8 +66,26 @@ def repair(job: Job, judged: Judged, progress: Progress) -> tuple[Trial, ...]:
         rows = ()  # its other mends are tried all the same
     worst = [row.layer for row in rows]
     counts = sorted({min(2, len(worst)), ceil(len(worst) / 8), ceil(len(worst) / 4)} - {0})
-    forms += [replace(last, skip=(*last.skip, *worst[:count])) for count in counts]
+    groups = [worst[:count] for count in counts] + [[layer] for layer in worst[1:ALONE]]
+    forms += [replace(last, skip=(*last.skip, *layers)) for layers in groups]
     return tuple(Trial(Recipe((*before, form)), broken.trial.config) for form in forms)
+
+
+def elsewhere(job: Job, judged: Judged, progress: Progress) -> tuple[Trial, ...]:
+    """Run what holds on one engine on the engine where integers were fastest."""
+    del job, progress
+    ran = [o for o in judged.outcomes if o.ran and not o.trial.is_float]
+    holding = sorted((o for o in ran if o.passed), key=_latency)
+    if not holding:
+        return ()
+    fastest = min(ran, key=_latency)
+    if _latency(fastest) >= _latency(holding[0]) * WORTH:
+        return ()
+    return tuple(
+        Trial(o.trial.recipe, fastest.trial.config)
+        for o in holding[:ELSEWHERE]
+        if o.trial.config.engine != fastest.trial.config.engine
+    )
 
 
 def fewer_layers(job: Job, judged: Judged, progress: Progress) -> tuple[Trial, ...]:
@@ -94,11 +116,14 @@ def fewer_threads(job: Job, judged: Judged, progress: Progress) -> tuple[Trial, 
     )
 
 
-RUNGS: tuple[Rung, ...] = (repair, fewer_layers, fewer_still, fewer_threads)
+RUNGS: tuple[Rung, ...] = (elsewhere, repair, fewer_layers, fewer_still, fewer_threads)
 
 
 def _fastest_broken(judged: Judged) -> Outcome | None:
-    """Return the fastest static form that ran and broke a claim, if it beats what holds."""
+    """Return the static form that broke a claim and is worth mending, if any beats what holds.
+
+    Of those about as fast as the fastest it is the one that answers best.
+    """
     ran = [o for o in judged.outcomes if o.ran and o.latency is not None]
     holding = [o.latency.value for o in ran if o.passed and o.latency]
     limit = min(holding) * WORTH if holding else float("inf")
@@ -111,7 +136,10 @@ def _fastest_broken(judged: Judged) -> Outcome | None:
         and o.latency is not None
         and o.latency.value < limit
     ]
-    return min(broken, key=_latency) if broken else None
+    if not broken:
+        return None
+    near = min(_latency(o) for o in broken) * NEAR
+    return min((o for o in broken if _latency(o) <= near), key=_loss)
 
 
 def _can_train(job: Job) -> bool:
@@ -138,6 +166,12 @@ def _shallower(job: Job, judged: Judged, keep: float) -> tuple[Trial, ...]:
 
 def _drops(outcome: Outcome) -> list[bool]:
     return [True for m in outcome.trial.recipe.methods if isinstance(m, DropLayers)]
+
+
+def _loss(outcome: Outcome) -> float:
+    """Return how much worse the answers are, as the first metric of quality counts it."""
+    rows = outcome.evidence.comparisons if outcome.evidence else ()
+    return next((row.drop.value for row in rows if row.metric in METRICS), float("inf"))
 
 
 def _latency(outcome: Outcome) -> float:
