@@ -146,9 +146,14 @@ def sqnr_db(values: Array, restored: Array) -> float:
     """
     signal = float(np.linalg.norm(values.astype(np.float64)))
     noise = float(np.linalg.norm(values.astype(np.float64) - restored))
+    return power_ratio_db(signal**2, noise**2)
+
+
+def power_ratio_db(signal: float, noise: float) -> float:
+    """Return `10 log10(signal / noise)` of two sums of squares in dB; at most 200."""
     if noise == 0 or signal == 0:
         return 200.0 if noise == 0 else 0.0
-    return min(200.0, 20 * float(np.log10(signal / noise)))
+    return min(200.0, 10 * float(np.log10(signal / noise)))
 
 
 def _checked(low: float | Array, high: float | Array) -> tuple[Array, Array]:
