@@ -19,6 +19,7 @@ from ingot.compress.run import Run
 from ingot.core.errors import IngotError, ModelError, RecipeError
 from ingot.data.data import NOTHING
 from ingot.models.external import ExternalData, is_external
+from ingot.models.inspect import inspect_model
 from ingot.models.load import load_model
 from ingot.models.network import OnnxNetwork
 from ingot.models.onnx_format import open_onnx, read_onnx
@@ -375,6 +376,48 @@ def test_tables_in_blocks_are_those_of_the_whole_table():
     grid = weight_grid(table, 0)
     np.testing.assert_array_equal(found.integers, grid.quantize(table))
     np.testing.assert_array_equal(found.scale[:, 0], grid.scale)
+
+
+def test_a_table_that_is_also_the_head_becomes_a_table_and_a_layer(tmp_path, monkeypatch):
+    """A tied head is a transposed table: it is turned round however large it is."""
+    monkeypatch.setattr("ingot.compress.quantize.prepare.FOLD_LIMIT", 1000)
+    table = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["x"]),
+        helper.make_node("Transpose", ["table"], ["head"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "head"], ["logits"]),
+    ]
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", 4])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4, 64])
+    weights = [numpy_helper.from_array(table, "table")]
+    graph = helper.make_graph(nodes, "tied", [ids], [logits], weights)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = save_beside(proto, tmp_path / "big" / "tied.onnx")
+
+    values = values_of(quantize_stream(path, tmp_path / "store"))
+
+    assert {name: str(value.dtype) for name, value in values.items()} == {
+        "table_int8": "int8", "table_scale": "float32",
+        "MatMul_logits_int4": "int4", "MatMul_logits_scale": "float32",
+    }  # fmt: skip
+
+
+def test_inspecting_leaves_the_weights_on_disk(beside, stored_beside, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    whole = inspect_model(load_model(beside, root=tmp_path / "other"))
+
+    assert inspect_model(stored_beside) == whole
+    assert list(stored_beside.path.glob(".*")) == []
+
+
+@pytest.mark.parametrize("kind", [0, 8, 999])
+def test_weights_of_an_unknown_type_are_refused(beside, tmp_path, kind):
+    proto = onnx.load(beside, load_external_data=False)
+    proto.graph.initializer[0].data_type = kind
+    beside.write_bytes(proto.SerializeToString())
+
+    with pytest.raises(ModelError, match="must be numbers of a known type"):
+        quantize_stream(beside, tmp_path / "store")
 
 
 def test_four_bit_tensors_take_half_a_byte_on_disk(tmp_path):

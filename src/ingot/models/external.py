@@ -174,9 +174,19 @@ def is_external(tensor: onnx.TensorProto) -> bool:
 
 
 def bits_per_value(tensor: onnx.TensorProto) -> int:
-    """Return the bits that one value takes in a file."""
-    narrow = _NARROW.get(onnx.TensorProto.DataType.Name(tensor.data_type))
-    return narrow or 8 * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    """Return the bits that one value takes in a file.
+
+    Raises:
+        ModelError: The type is unknown, or has no fixed size.
+    """
+    try:
+        narrow = _NARROW.get(onnx.TensorProto.DataType.Name(tensor.data_type))
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    except (KeyError, ValueError) as error:
+        raise _untyped(tensor) from error
+    if dtype.hasobject:
+        raise _untyped(tensor)
+    return narrow or 8 * int(dtype.itemsize)
 
 
 def on_shell(
@@ -272,6 +282,13 @@ def size_bytes(tensor: Any) -> int:
             "Copy or export the file again."
         )
     return -(-int(math.prod(tensor.dims)) * bits_per_value(tensor) // 8)
+
+
+def _untyped(tensor: onnx.TensorProto) -> ModelError:
+    return ModelError(
+        f"External data of tensor {tensor.name!r} must be numbers of a known type; got type "
+        f"{tensor.data_type}. Copy or export the file again."
+    )
 
 
 def _copy_piecewise(source: IO[bytes], place: Place, target: IO[bytes]) -> None:

@@ -69,10 +69,12 @@ def load_model(
 def _from_onnx(path: Path, *, name: str | None, extra: dict[str, Path], root: Path | None) -> Model:
     from ingot.models.onnx_format import external_bytes, open_onnx, read_onnx, read_skeleton
 
-    size = external_bytes(read_skeleton(path))
+    skeleton = read_skeleton(path)
+    size = external_bytes(skeleton)
     lineage, name, root = Lineage("onnx"), name or path.stem, root or store_root()
     if size < INLINE_LIMIT:
-        return store_model(read_onnx(path), lineage=lineage, name=name, extra=extra, root=root)
+        proto = read_onnx(path, skeleton)
+        return store_model(proto, lineage=lineage, name=name, extra=extra, root=root)
     need_room(root, size, f"a copy of {path.name!r} in the store")
     with open_onnx(path, scratch=root) as net:
         return store_model(

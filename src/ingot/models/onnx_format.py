@@ -41,17 +41,18 @@ _WEIGHT_READERS = {
 }
 
 
-def read_onnx(path: Path) -> onnx.ModelProto:
+def read_onnx(path: Path, skeleton: onnx.ModelProto | None = None) -> onnx.ModelProto:
     """Return the graph of an ONNX file with all its weights inside, checked and with named nodes.
 
     Args:
         path: The `.onnx` file. External data must lie in the same folder or below it.
+        skeleton: What `read_skeleton` gave for it, if it was read already; edited in place.
 
     Raises:
         ModelError: The file is missing, broken, too new, holds an unknown operator or weights that
             are not finite, or points outside its folder.
     """
-    proto = read_skeleton(path)
+    proto = skeleton or read_skeleton(path)
     for tensor in filter(is_external, tensors_of(proto)):
         take_in(tensor, path.parent)
     return check_graph(proto, path.name)

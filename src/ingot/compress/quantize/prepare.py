@@ -97,7 +97,10 @@ def _fold_constants(graph: Graph) -> None:
     for node in graph.nodes:
         names = [n for n in node.input if n]
         values = {n: graph.value(n) for n in names}
-        small = all(v is not None and v.size <= FOLD_LIMIT for v in values.values())
+        small = all(
+            v is not None and (v.size <= FOLD_LIMIT or _is_layer(graph, node))
+            for v in values.values()
+        )
         if node.op_type not in FOLDABLE or not names or not small or graph.outputs & {*node.output}:
             kept.append(node)
             continue
@@ -109,6 +112,14 @@ def _fold_constants(graph: Graph) -> None:
         model = helper.make_model(part, opset_imports=graph.proto.opset_import)
         graph.add_weight(node.output[0], np.asarray(ReferenceEvaluator(model).run(None, values)[0]))
     graph.replace_nodes(kept)
+
+
+def _is_layer(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Whether this turns the weight of linear layers round, which are stored as integers then."""
+    readers = graph.readers.get(node.output[0], ())
+    return node.op_type == "Transpose" and all(
+        reader.op_type == "MatMul" and position == 1 for reader, position in readers
+    )
 
 
 def _drop_identities(graph: Graph) -> None:

@@ -1,5 +1,7 @@
 """Room on the disk for a model whose weights are quantized one at a time."""
 
+from collections.abc import Iterator
+
 import onnx
 
 from ingot.compress.quantize.prepare import FOLDABLE
@@ -30,19 +32,23 @@ def check_room(net: OnnxNetwork, *, bits: int, table_bits: int) -> None:
     readers = _readers(net.proto)
     for tensor in filter(is_external, net.proto.graph.initializer):
         whole, operators = size_bytes(tensor), readers.get(tensor.name, set())
-        width = _width(tensor, operators, bits, table_bits)
+        width = sum(_widths(tensor, operators, bits, table_bits))
         size += 2 * whole * width // _FLOAT_BITS
         size += whole if operators & {"Gemm", *FOLDABLE} else 0
     need_room(net.files.folder, size, "the quantized model")
 
 
-def _width(tensor: onnx.TensorProto, operators: set[str], bits: int, table_bits: int) -> int:
-    """Return about how many bits a weight takes afterwards, of 32."""
+def _widths(
+    tensor: onnx.TensorProto, operators: set[str], bits: int, table_bits: int
+) -> Iterator[int]:
+    """Give about how many bits, of 32, a weight takes afterwards, as a table and as a layer."""
     if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) < 2:
-        return _FLOAT_BITS
-    if operators == {"Gather"}:
-        return table_bits + _SCALE_BITS if table_bits else _FLOAT_BITS
-    return bits + _SCALE_BITS
+        yield _FLOAT_BITS
+        return
+    if "Gather" in operators:
+        yield table_bits + _SCALE_BITS if table_bits else _FLOAT_BITS
+    if operators - {"Gather"}:
+        yield bits + _SCALE_BITS
 
 
 def _readers(proto: onnx.ModelProto) -> dict[str, set[str]]:
