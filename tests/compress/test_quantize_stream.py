@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from ingot.compress.quantize.weights import QuantizeWeights
 from ingot.compress.recipe import Recipe
 from ingot.compress.run import Run
 from ingot.core.errors import IngotError, ModelError, RecipeError
-from ingot.data.data import NOTHING
+from ingot.data.data import NOTHING, Split
+from ingot.data.splits import make_data
 from ingot.models.external import ExternalData, is_external
 from ingot.models.inspect import inspect_model
 from ingot.models.load import load_model
@@ -223,12 +225,25 @@ def test_a_recipe_streams_a_model_whose_weights_lie_beside_it(stored_beside, tmp
 
 
 def test_the_method_keeps_its_contract_on_weights_beside_the_graph(stored_beside):
-    from ingot.data.data import Split
-    from ingot.data.splits import make_data
-
     data = make_data({"test": Split(toy_tokens(4, vocab=200))}, task="none")
 
     check_method(QuantizeWeights(bits=4, granularity="k:32"), stored_beside, data)
+
+
+@dataclass(frozen=True)
+class Careless(QuantizeWeights):
+    """Rounds weights that are on disk in another way."""
+
+    def apply(self, net, data, run):
+        chosen = replace(self, granularity="row") if net.files is not None else self
+        return QuantizeWeights(chosen.bits, chosen.granularity).apply(net, data, run)
+
+
+def test_a_method_whose_numbers_depend_on_where_weights_lie_breaks_its_contract(encoder):
+    data = make_data({"test": Split(toy_tokens(4))}, task="none")
+
+    with pytest.raises(AssertionError, match="must make the same constants of weights on disk"):
+        check_method(Careless(bits=4, granularity="k:8"), encoder, data)
 
 
 def test_a_method_that_needs_the_whole_model_refuses_one_that_is_too_large(
