@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from ingot.compress.quantize import qparams
 from ingot.compress.quantize.groups import Granularity, group_scales, round_groups
 from ingot.compress.quantize.nearest import BLOCK, round_nearest, round_table
 from ingot.compress.quantize.qparams import sqnr_db, weight_grid
@@ -391,6 +392,42 @@ def test_tables_in_blocks_are_those_of_the_whole_table():
     grid = weight_grid(table, 0)
     np.testing.assert_array_equal(found.integers, grid.quantize(table))
     np.testing.assert_array_equal(found.scale[:, 0], grid.scale)
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_grids_in_parts_give_the_numbers_of_the_whole(axis):
+    rng = np.random.default_rng(0)
+    weight = (rng.normal(size=(300, 500)) * rng.uniform(0.1, 9, (300, 1))).astype(np.float32)
+    assert weight.size > qparams.BLOCK
+    grid = weight_grid(weight, axis)
+    scale = grid.scale.astype(np.float64)
+    scale = scale.reshape({None: (), 0: (-1, 1), 1: (1, -1)}[axis])
+
+    found = grid.quantize(weight)
+
+    wanted = np.clip(np.rint(weight.astype(np.float64) / scale), -127, 127)
+    np.testing.assert_array_equal(found, wanted)
+    restored = (wanted * scale).astype(np.float32)
+    np.testing.assert_array_equal(grid.dequantize(found), restored)
+    noise = np.linalg.norm(weight.astype(np.float64) - restored)
+    ratio = np.linalg.norm(weight.astype(np.float64)) / noise
+    assert sqnr_db(weight, restored) == pytest.approx(20 * np.log10(ratio))
+
+
+def test_old_files_that_list_weights_as_inputs_are_streamed(tmp_path):
+    proto = tiny_transformer(width=64, vocab=200)
+    proto.ir_version = 3
+    proto.opset_import[0].version = 17
+    for tensor in proto.graph.initializer:
+        proto.graph.input.append(
+            helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        )
+    path = save_beside(proto, tmp_path / "big" / "old.onnx")
+
+    small = quantize_stream(path, tmp_path / "store")
+
+    assert [spec.name for spec in small.signature.inputs] == ["input_ids", "attention_mask"]
+    assert np.isfinite(answer(small)).all()
 
 
 def test_a_table_that_is_also_the_head_becomes_a_table_and_a_layer(tmp_path, monkeypatch):

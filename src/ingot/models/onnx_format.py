@@ -148,6 +148,7 @@ def fix_weights(proto: onnx.ModelProto) -> None:
         kept = [onnx.ValueInfoProto.FromString(i.SerializeToString()) for i in kept]
         del proto.graph.input[:]
         proto.graph.input.extend(kept)
+        proto.ir_version = max(proto.ir_version, 4)  # before it, weights had to be inputs
 
 
 def name_nodes(proto: onnx.ModelProto) -> None:
