@@ -34,8 +34,8 @@ def measure(work: Path, layers: tuple[int, ...] = (3, 6, 12, 24)) -> list[dict]:
         mapped pages of files while they are resident: the kernel's high-water mark),
         `peak_anonymous_bytes` (without them; sampled every 10 ms), `open_s` and `answer_s` of
         ONNX Runtime on one sequence of 16 tokens with one thread, `engine_peak_rss_bytes`,
-        `operators` that ran in 4 bits, and `cosine` of the logits with those of the float model
-        where that has at most 6 layers.
+        `finite` answers, `operators` that ran in 4 bits, and `cosine` of the logits with those of
+        the float model where that has at most 6 layers.
     """
     rows = []
     for depth in layers:

@@ -38,6 +38,7 @@ SETTINGS = [
     {"bits": 8, "granularity": "k:32", "embeddings": 0},
     {"bits": 8, "granularity": "row"},
 ]
+MAPS = Path("/proc/self/maps")
 
 
 def save_beside(proto, path, *, threshold=0, **options):
@@ -273,12 +274,21 @@ def test_a_method_that_reads_data_must_be_given_some(encoder):
         Recipe((QuantizeStatic(),)).apply(encoder)
 
 
-def test_memory_holds_no_weight_after_it_was_rounded(beside, tmp_path):
-    """Every map that was opened is closed again when the work is done."""
-    with open_onnx(beside, scratch=tmp_path) as net:
-        QuantizeWeights(bits=4, granularity="k:32").apply(net, NOTHING, Run())
+@pytest.mark.skipif(not MAPS.exists(), reason="only Linux lists what is mapped")
+def test_no_weight_is_mapped_when_the_next_one_is_read(beside, tmp_path):
+    mapped = []
 
-        assert "wide.onnx.weights" not in Path("/proc/self/maps").read_text()
+    class Look:
+        def step(self, message, done, total):
+            mapped.append(MAPS.read_text().count("wide.onnx.weights"))
+
+    with open_onnx(beside, scratch=tmp_path) as net:
+        weight = net.files.read(next(filter(is_external, net.proto.graph.initializer)))
+        assert "wide.onnx.weights" in MAPS.read_text()
+        del weight
+        QuantizeWeights(bits=4, granularity="k:32").apply(net, NOTHING, Run(progress=Look()))
+
+    assert mapped == [0] * 6
 
 
 def test_the_graph_itself_never_holds_a_large_weight(beside, tmp_path):
@@ -354,6 +364,16 @@ def test_an_interrupted_run_leaves_nothing(beside, tmp_path):
         quantize_stream(beside, tmp_path / "store", progress=Stop())
 
     assert list((tmp_path / "store").glob("**/*")) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk always full")
+def test_a_disk_that_fills_up_meanwhile_is_explained(tmp_path):
+    value = np.ones(10_000, np.float32)
+    with ExternalData(tmp_path) as files, Path("/dev/full").open("r+b", buffering=0) as full:
+        files._scratch = full
+
+        with pytest.raises(IngotError, match="must fit on the disk"):
+            files.keep_array("w", value)
 
 
 def test_writing_that_fails_halfway_leaves_nothing(beside, tmp_path, monkeypatch):

@@ -90,6 +90,20 @@ def new_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def full_disk_explained(path: Path) -> Iterator[None]:
+    """Turn "no space left" while `path` is written into an error that says what to do.
+
+    Raises:
+        IngotError: The disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        _explain(error, path)
+        raise
+
+
 def _rename(source: Path, target: Path) -> None:
     try:
         source.rename(target)

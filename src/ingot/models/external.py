@@ -17,6 +17,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from ingot.core.errors import ModelError
+from ingot.core.files import full_disk_explained
 from ingot.data.data import Array
 
 PAGE = 4096  # engines map weights from the file where they start on a page
@@ -153,11 +154,12 @@ class ExternalData:
     def _append(self, raw: memoryview) -> Place:
         if self._scratch is None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._scratch = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 # lives until close()
-        start = self._scratch.seek(0, 2)
-        self._scratch.write(raw)
-        self._scratch.flush()
-        return Place(None, start, len(raw))
+            self._scratch = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115 # lives until close()
+        start, length = self._scratch.seek(0, 2), len(raw)
+        with full_disk_explained(self._folder / "scratch"):
+            while raw:
+                raw = raw[self._scratch.write(raw) :]
+        return Place(None, start, length)
 
     def _copy(self, place: Place, target: IO[bytes]) -> None:
         if place.path is None:
