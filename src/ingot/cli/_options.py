@@ -50,14 +50,19 @@ def model_options(function: F) -> F:
     return function
 
 
-def data_options(function: F) -> F:
-    """Add --data and the options that reading it may need."""
+def data_options(function: F, *, required: bool = True) -> F:
+    """Add --data and the options that reading it may need.
+
+    Args:
+        function: The command.
+        required: Whether --data must be given.
+    """
     for option in reversed(
         (
             click.option(
                 "--data",
                 "data_path",
-                required=True,
+                required=required,
                 metavar="D",
                 help="data.toml, .npz, table, or folder of images.",
             ),

@@ -1,6 +1,7 @@
 """`ingot compress`: apply a recipe to a model."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,12 @@ from ingot.core.units import show_bytes
 
 if TYPE_CHECKING:
     from ingot.compress.run import Run
+    from ingot.models.model import Model
 
 
 @click.command()
 @model_options
-@data_options
+@partial(data_options, required=False)
 @click.option(
     "--method", "methods", multiple=True, metavar="NAME", help="Method by name. Repeatable."
 )
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 @json_option
 def command(
     *,
-    data_path: str,
+    data_path: str | None,
     task: str | None,
     columns: tuple[str, ...],
     methods: tuple[str, ...],
@@ -55,10 +57,13 @@ def command(
 ) -> None:
     """Apply methods to MODEL and write the smaller model.
 
+    --data may be left out if no method reads any.
+
     \b
     Examples:
       ingot compress model.onnx --data data.toml --method quantize-static --out small
       ingot compress model.onnx --data data.toml --recipe recipe.toml --out small
+      ingot compress large.onnx --method quantize-weights --set bits=4 --out small
     """
     from ingot.compress.run import Run
     from ingot.core.progress import progress_bar
@@ -67,7 +72,7 @@ def command(
     recipe = recipe_of(methods, settings, recipe_path)
     where = ModelSource(**source)
     model = where.load()
-    data = load_data_option(data_path, task, columns, model)
+    data = None if data_path is None else load_data_option(data_path, task, columns, model)
     if dry_run:
         say(f"Would apply {recipe.label} to {model.name} and write {out}.")
         print_json(recipe.to_json()) if as_json else click.echo(recipe.to_toml())
@@ -81,22 +86,24 @@ def command(
     copy_folder(small, out / "model")
     recipe.write(out / "recipe.toml")
     if as_json:
-        print_json(
-            {
-                "model": small.digest,
-                "out": str(out),
-                "size_bytes": small.size_bytes,
-                "before_bytes": model.size_bytes,
-                "log": run.records,
-            }
-        )
+        print_json(_report(model, small, out, run))
         return
     sizes = f"{show_bytes(model.size_bytes)} -> {show_bytes(small.size_bytes)}"
     _print_log(f"{recipe.label}: {sizes} ({model.size_bytes / small.size_bytes:.2f}x)", run)
     say(
         f"Wrote {out} (model {short(small.digest)}). "
-        f"Next: ingot compare MODEL {out} --data {data_path}"
+        f"Next: ingot compare MODEL {out} --data {data_path or 'DATA'}"
     )
+
+
+def _report(model: "Model", small: "Model", out: Path, run: "Run") -> dict[str, Any]:
+    return {
+        "model": small.digest,
+        "out": str(out),
+        "size_bytes": small.size_bytes,
+        "before_bytes": model.size_bytes,
+        "log": run.records,
+    }
 
 
 def _print_log(title: str, run: "Run") -> None:

@@ -20,6 +20,8 @@ class Method(ABC):
         needs: What it reads: names of splits, and `labels` if it reads targets. Asking the data for
             anything else raises.
         engines: Engines on which the result runs as meant; empty means all.
+        streams: Whether it reads and writes large weights one at a time, through
+            `OnnxNetwork.files`, so that a model larger than memory can be changed.
     """
 
     __slots__ = ()
@@ -27,6 +29,7 @@ class Method(ABC):
     form: ClassVar[Form] = "torch"
     needs: ClassVar[frozenset[str]] = frozenset()
     engines: ClassVar[frozenset[str]] = frozenset()
+    streams: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, net: Network, data: Data, run: Run) -> Network:

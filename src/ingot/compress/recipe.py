@@ -1,5 +1,6 @@
 """The noun Recipe: methods in order, and the verb that applies them to a model."""
 
+import contextlib
 import copy
 import importlib
 import json
@@ -17,9 +18,10 @@ from ingot.core.errors import RecipeError
 from ingot.core.files import write_atomic
 from ingot.core.names import suggest
 from ingot.core.progress import SILENT, Progress
-from ingot.data.data import Data, Split
-from ingot.models.model import Lineage, Model
+from ingot.data.data import NOTHING, Data, Split
+from ingot.models.model import DATA_FILE, Lineage, Model
 from ingot.models.network import Network, OnnxNetwork, TorchNetwork
+from ingot.models.store import INLINE_LIMIT, store_model, store_root
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -94,7 +96,7 @@ class Recipe:
     def apply(
         self,
         model: Model,
-        data: Data,
+        data: Data | None = None,
         *,
         factory: Factory | None = None,
         seed: int = 0,
@@ -108,7 +110,7 @@ class Recipe:
         Args:
             model: What to change.
             data: Each method sees only the splits that it lists in `needs`, and targets only if it
-                lists `labels`.
+                lists `labels`. May be left out if no method needs any.
             factory: Builds the torch network of `model`; needed if a method edits torch modules.
             seed: Every random choice of every method.
             progress: Where long work reports.
@@ -121,21 +123,33 @@ class Recipe:
             RecipeError: A method does not fit the model or asks for data it did not declare.
         """
         self._check_order(model, factory)
+        self._check_data(data)
         run = run or Run(seed=seed, progress=progress)
         run.original = lambda: _read_graph(model)
-        net = _open_network(model, factory if self._starts_with_torch else None)
-        methods = self.methods
-        if after is not None:
-            net, methods = _read_graph(after), self.methods[-1:]
-        for method in methods:
-            if method.form == "onnx" and isinstance(net, TorchNetwork):
-                net = _export(net, model)
-            net = method.apply(net, restrict(data, method), run)
-        return _store(net, model, self, data, root)
+        given = data if data is not None else NOTHING
+        methods = self.methods if after is None else self.methods[-1:]
+        with contextlib.ExitStack() as open_files:
+            if after is None and self._starts_with_torch:
+                net = _open_module(model, factory)
+            else:
+                net = _open_graph(after or model, methods, root, open_files)
+            for method in methods:
+                if method.form == "onnx" and isinstance(net, TorchNetwork):
+                    net = _export(net, model)
+                net = method.apply(net, restrict(given, method), run)
+            return _store(net, model, self, data, root)
 
     @property
     def _starts_with_torch(self) -> bool:
         return bool(self.methods) and self.methods[0].form == "torch"
+
+    def _check_data(self, data: Data | None) -> None:
+        reading = next((m for m in self.methods if m.needs), None)
+        if data is None and reading is not None:
+            raise RecipeError(
+                f"{_label(reading)} must be given data: it reads {sorted(reading.needs)}; got "
+                "none. Pass data made by load_data() or make_data()."
+            )
 
     def _check_order(self, model: Model, factory: Factory | None) -> None:
         forms = [method.form for method in self.methods]
@@ -253,11 +267,32 @@ def _label(method: Method) -> str:
     return f"{cls.__name__}({', '.join(changed)})" if changed else cls.__name__
 
 
-def _open_network(model: Model, factory: Factory | None) -> Network:
-    if factory is not None:
-        from ingot.models.torch_format import rebuild_module
+def _open_module(model: Model, factory: Factory | None) -> Network:
+    from ingot.models.torch_format import rebuild_module
 
-        return TorchNetwork(copy.deepcopy(rebuild_module(model, factory)))
+    assert factory is not None
+    return TorchNetwork(copy.deepcopy(rebuild_module(model, factory)))
+
+
+def _open_graph(
+    model: Model, methods: tuple[Method, ...], root: Path | None, open_files: contextlib.ExitStack
+) -> Network:
+    """Return the graph, its weights left on disk if they are many and every method can do so."""
+    if not (model.path / DATA_FILE).is_file():
+        return _read_graph(model)
+    whole = next((method for method in methods if not method.streams), None)
+    if whole is None:
+        scratch = root or store_root()
+        from ingot.models.onnx_format import open_onnx
+
+        return open_files.enter_context(open_onnx(model.onnx_path, scratch=scratch))
+    size = (model.path / DATA_FILE).stat().st_size
+    if size >= INLINE_LIMIT:
+        raise RecipeError(
+            f"{_label(whole)} must have the whole model in one graph, so its weights must be less "
+            f"than {INLINE_LIMIT:,} bytes; got {size:,}. Use QuantizeWeights: it reads one layer "
+            "at a time."
+        )
     return _read_graph(model)
 
 
@@ -273,8 +308,9 @@ def _export(net: TorchNetwork, model: Model) -> OnnxNetwork:
     return OnnxNetwork(export_module(net.module, example_for(model.signature)))
 
 
-def _store(net: Network, parent: Model, recipe: Recipe, data: Data, root: Path | None) -> Model:
-    from ingot.models.store import store_model
+def _store(
+    net: Network, parent: Model, recipe: Recipe, data: Data | None, root: Path | None
+) -> Model:
     from ingot.models.torch_format import weights_file
 
     lineage = Lineage(
@@ -282,7 +318,7 @@ def _store(net: Network, parent: Model, recipe: Recipe, data: Data, root: Path |
         builder=parent.lineage.builder if isinstance(net, TorchNetwork) else None,
         parent=parent.digest,
         recipe=recipe.digest,
-        data=data.digest,
+        data=None if data is None else data.digest,
         notes={"methods": recipe.label},
     )
     extra = {p.name: p for p in (parent.tokenizer_path,) if p is not None}
@@ -294,4 +330,6 @@ def _store(net: Network, parent: Model, recipe: Recipe, data: Data, root: Path |
                 graph.proto, lineage=lineage, name=name, extra=extra | {path.name: path}, root=root
             )
     assert isinstance(net, OnnxNetwork)
-    return store_model(net.proto, lineage=lineage, name=name, extra=extra, root=root)
+    return store_model(
+        net.proto, lineage=lineage, name=name, extra=extra, root=root, files=net.files
+    )

@@ -45,6 +45,27 @@ def write_atomic(path: Path, data: bytes) -> Path:
     return path
 
 
+def need_room(folder: Path, size_bytes: int, what: str) -> None:
+    """Check that a disk has room before long work starts.
+
+    Args:
+        folder: Where files will be written; it may not be there yet.
+        size_bytes: How much they will take.
+        what: What will be written, for the message.
+
+    Raises:
+        IngotError: The disk has less room.
+    """
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.is_dir())
+    free = shutil.disk_usage(there).free
+    if free < size_bytes:
+        raise IngotError(
+            f"Writing {what} must fit on the disk; it takes about {size_bytes:,} bytes and "
+            f"{folder} has {free:,} free. Free some space or point INGOT_HOME at a larger disk. "
+            "Nothing was changed."
+        )
+
+
 @contextlib.contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
     """Give a temporary folder that becomes `final` when the block succeeds and vanishes if not.
@@ -67,6 +88,20 @@ def new_folder(final: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def full_disk_explained(path: Path) -> Iterator[None]:
+    """Turn "no space left" while `path` is written into an error that says what to do.
+
+    Raises:
+        IngotError: The disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        _explain(error, path)
+        raise
 
 
 def _rename(source: Path, target: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ingot.core.digest import digest_json
 from ingot.core.errors import DataError
 from ingot.core.names import suggest
 
@@ -112,3 +113,6 @@ class Data:
 
     def __hash__(self) -> int:
         return hash(self.digest)
+
+
+NOTHING = Data({}, Task.NONE, digest_json({}), name="nothing")  # for methods that read no data

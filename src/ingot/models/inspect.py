@@ -11,7 +11,7 @@ import onnx
 
 from ingot.core.digest import Json
 from ingot.models.model import Model, Signature
-from ingot.models.onnx_format import read_onnx, subgraphs
+from ingot.models.onnx_format import open_onnx, subgraphs
 
 _CONVOLUTIONS = {"Conv", "ConvTranspose"}
 _PRODUCTS = {"MatMul", "Gemm"}
@@ -114,7 +114,8 @@ def inspect_model(model: Model, *, sequence: int = 128) -> Inspection:
     Raises:
         ModelError: The stored graph cannot be read.
     """
-    proto = read_onnx(model.onnx_path)
+    with open_onnx(model.onnx_path, scratch=model.path) as net:  # sizes only: weights stay on disk
+        proto = net.proto
     weights = _weights(proto)
     shapes = _shapes(proto, model.signature, sequence)
     layers = _layers(proto, weights, shapes)

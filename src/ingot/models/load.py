@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ingot.core.errors import ModelError
+from ingot.core.files import need_room
 from ingot.data.data import Array
 from ingot.models.model import ONNX_FILE, SIGNATURE_FILE, TOKENIZER_FILE, Lineage, Model
-from ingot.models.store import open_model, store_model
+from ingot.models.store import INLINE_LIMIT, open_model, store_model, store_root
 
 _LABEL = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _ACCEPTED = (
@@ -59,14 +60,26 @@ def load_model(
     if path.is_dir():
         return _from_folder(path, name=name, extra=extra, root=root)
     if path.is_file() and path.suffix == ".onnx":
-        from ingot.models.onnx_format import read_onnx
-
-        return store_model(
-            read_onnx(path), lineage=Lineage("onnx"), name=name or path.stem, extra=extra, root=root
-        )
+        return _from_onnx(path, name=name, extra=extra, root=root)
     if path.is_file() and path.suffix == ".pt2":
         return _from_pt2(path, name=name, extra=extra, root=root)
     raise _unknown(text, path)
+
+
+def _from_onnx(path: Path, *, name: str | None, extra: dict[str, Path], root: Path | None) -> Model:
+    from ingot.models.onnx_format import external_bytes, open_onnx, read_onnx, read_skeleton
+
+    skeleton = read_skeleton(path)
+    size = external_bytes(skeleton)
+    lineage, name, root = Lineage("onnx"), name or path.stem, root or store_root()
+    if size < INLINE_LIMIT:
+        proto = read_onnx(path, skeleton)
+        return store_model(proto, lineage=lineage, name=name, extra=extra, root=root)
+    need_room(root, size, f"a copy of {path.name!r} in the store")
+    with open_onnx(path, scratch=root) as net:
+        return store_model(
+            net.proto, lineage=lineage, name=name, extra=extra, root=root, files=net.files
+        )
 
 
 def _from_folder(

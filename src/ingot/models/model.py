@@ -7,6 +7,7 @@ from pathlib import Path
 from ingot.core.digest import Json
 
 ONNX_FILE = "model.onnx"
+DATA_FILE = ONNX_FILE + ".data"  # weights that do not fit into the graph's own file
 WEIGHTS_FILE = "weights.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 SIGNATURE_FILE = "signature.json"

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
+    from ingot.models.external import ExternalData
+
 Form = Literal["torch", "onnx"]
 Kind = TypeVar("Kind")
 
@@ -47,9 +49,16 @@ class TorchNetwork:
 
 @dataclass(slots=True)
 class OnnxNetwork:
-    """An ONNX graph with its weights inside, that a method may edit in place."""
+    """An ONNX graph that a method may edit in place.
+
+    Attributes:
+        proto: The graph, with its weights inside unless `files` holds the large ones.
+        files: Weights that stay on disk because the model may be larger than memory; None for most.
+            A recipe gives such a graph only to methods that say `streams`.
+    """
 
     proto: "onnx.ModelProto"
+    files: "ExternalData | None" = None
     form: Form = "onnx"
 
     def layers(self, kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
@@ -61,7 +70,7 @@ class OnnxNetwork:
 
     def copy(self) -> "OnnxNetwork":
         """Return a graph of its own: editing it leaves this one as it is."""
-        return OnnxNetwork(copy.deepcopy(self.proto))
+        return OnnxNetwork(copy.deepcopy(self.proto), self.files)
 
     def nodes(self, *operators: str) -> "Iterator[tuple[str, onnx.NodeProto]]":
         """Give (node name, node) for every node of these operator types, e.g. `"MatMul"`."""

@@ -1,7 +1,8 @@
-"""ONNX files: read with their weights, checked before any engine sees them."""
+"""ONNX files: read with their weights or opened with them on disk; checked before any engine."""
 
-import math
+import contextlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,21 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 
 from ingot.core.errors import ModelError
 from ingot.core.names import suggest
+from ingot.data.data import Array
+from ingot.models.external import (
+    PAGE,
+    ExternalData,
+    is_external,
+    on_shell,
+    size_bytes,
+    take_in,
+)
+from ingot.models.network import OnnxNetwork
 
 # Every engine of the default install has run these for years; newer ones are probed.
 _SETTLED_OPSET = 21
 _PROTO_LIMIT = 2_000_000_000
+_PIECE = 1 << 20
 _STANDARD = ("", "ai.onnx")
 _VENDOR = "com.microsoft"
 _WEIGHT_READERS = {
@@ -29,15 +41,53 @@ _WEIGHT_READERS = {
 }
 
 
-def read_onnx(path: Path) -> onnx.ModelProto:
+def read_onnx(path: Path, skeleton: onnx.ModelProto | None = None) -> onnx.ModelProto:
     """Return the graph of an ONNX file with all its weights inside, checked and with named nodes.
 
     Args:
         path: The `.onnx` file. External data must lie in the same folder or below it.
+        skeleton: What `read_skeleton` gave for it, if it was read already; edited in place.
 
     Raises:
         ModelError: The file is missing, broken, too new, holds an unknown operator or weights that
             are not finite, or points outside its folder.
+    """
+    proto = skeleton or read_skeleton(path)
+    for tensor in filter(is_external, tensors_of(proto)):
+        take_in(tensor, path.parent)
+    return check_graph(proto, path.name)
+
+
+@contextlib.contextmanager
+def open_onnx(path: Path, *, scratch: Path, inline_below: int = PAGE) -> Iterator[OnnxNetwork]:
+    """Give the graph of an ONNX file, checked, while its large external weights stay on disk.
+
+    Each weight is read through a memory map as long as it is in use: memory holds a layer, not a
+    model.
+
+    Args:
+        path: The `.onnx` file.
+        scratch: Folder on whose disk weights lie that are made anew.
+        inline_below: Bytes; smaller weights are read into the graph.
+
+    Raises:
+        ModelError: As for `read_onnx`.
+    """
+    proto = read_skeleton(path)
+    with ExternalData(scratch, inline_below=inline_below) as files:
+        for tensor in filter(is_external, proto.graph.initializer):
+            files.claim(tensor, path.parent)
+        for tensor in islice(tensors_of(proto), len(proto.graph.initializer), None):
+            if is_external(tensor):
+                take_in(tensor, path.parent)
+        yield OnnxNetwork(check_graph(proto, path.name, files), files)
+
+
+def read_skeleton(path: Path) -> onnx.ModelProto:
+    """Return the graph of an ONNX file without its external data, unchecked.
+
+    Raises:
+        ModelError: The file is missing or broken.
     """
     if not path.is_file():
         raise ModelError(f"An ONNX model must be a file; got {str(path)!r}. Check the path.")
@@ -47,33 +97,44 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         raise _broken(path.name, str(error)) from error
     if not proto.HasField("graph") or not proto.graph.output:
         raise _broken(path.name, "it holds no graph")
-    _read_external(proto, path.parent)
-    return check_graph(proto, path.name)
+    return proto
 
 
-def check_graph(proto: onnx.ModelProto, name: str = "model") -> onnx.ModelProto:
+def external_bytes(proto: onnx.ModelProto) -> int:
+    """Return how many bytes a graph says it has in other files."""
+    return sum(size_bytes(tensor) for tensor in filter(is_external, tensors_of(proto)))
+
+
+def check_graph(
+    proto: onnx.ModelProto, name: str = "model", files: ExternalData | None = None
+) -> onnx.ModelProto:
     """Check a graph, infer its shapes, fix its weights and name every node; returns the result.
 
     Args:
-        proto: Graph with its weights inside; not changed.
+        proto: Graph; not changed.
         name: What to call it in messages.
+        files: Its large weights, if they stay on disk.
 
     Raises:
         ModelError: The graph cannot be served: the message says which node or tensor is at fault.
     """
     _check_versions(proto, name)
     _check_operators(proto, name)
-    _check_finite(proto, name)
+    _check_finite(proto, name, files)
     _check_values(proto, name)
-    if proto.ByteSize() < _PROTO_LIMIT:
-        try:
-            onnx.checker.check_model(proto)
-            proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-            raise _broken(name, str(error).strip().splitlines()[0]) from error
+    if files is not None or proto.ByteSize() < _PROTO_LIMIT:
+        proto = on_shell(proto, lambda shell: _infer(shell, name))
     fix_weights(proto)
     name_nodes(proto)
     return proto
+
+
+def _infer(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    try:
+        onnx.checker.check_model(proto)
+        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise _broken(name, str(error).strip().splitlines()[0]) from error
 
 
 def fix_weights(proto: onnx.ModelProto) -> None:
@@ -87,6 +148,7 @@ def fix_weights(proto: onnx.ModelProto) -> None:
         kept = [onnx.ValueInfoProto.FromString(i.SerializeToString()) for i in kept]
         del proto.graph.input[:]
         proto.graph.input.extend(kept)
+        proto.ir_version = max(proto.ir_version, 4)  # before it, weights had to be inputs
 
 
 def name_nodes(proto: onnx.ModelProto) -> None:
@@ -130,49 +192,6 @@ def _node_tensors(nodes: Any) -> Iterator[Any]:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-
-
-def _read_external(proto: onnx.ModelProto, folder: Path) -> None:
-    for tensor in tensors_of(proto):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            facts = {entry.key: entry.value for entry in tensor.external_data}
-            tensor.raw_data = _external_bytes(tensor, facts, folder)
-            tensor.ClearField("external_data")
-            tensor.data_location = onnx.TensorProto.DEFAULT
-
-
-def _external_bytes(tensor: Any, facts: dict[str, str], folder: Path) -> bytes:
-    location = facts.get("location", "")
-    home = folder.resolve()
-    path = (home / location).resolve()
-    if not location or Path(location).is_absolute() or not path.is_relative_to(home):
-        raise ModelError(
-            f"External data must lie in the model's own folder; tensor {tensor.name!r} points to "
-            f"{location!r}. Do not use this file unless you know who made it; save the model again "
-            "with its weights beside it."
-        )
-    if not path.is_file():
-        raise ModelError(
-            f"External data of the model must lie beside it; {location!r} is not there (tensor "
-            f"{tensor.name!r} needs it). Copy that file into the same folder."
-        )
-    width = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    want = math.prod(tensor.dims) * width
-    have = path.stat().st_size
-    try:
-        offset = int(facts.get("offset", 0))
-        length = int(facts.get("length", want))
-    except ValueError as error:
-        raise _broken(location, f"tensor {tensor.name!r} has no valid offset or length") from error
-    if offset < 0 or length != want or offset + length > have:
-        raise ModelError(
-            f"External data of tensor {tensor.name!r} must be {want:,} bytes; the file says offset "
-            f"{offset:,}, length {length:,}, and {location!r} holds {have:,}. It is truncated or "
-            "belongs to another model: copy it again."
-        )
-    with path.open("rb") as stream:
-        stream.seek(offset)
-        return stream.read(length)
 
 
 def _check_versions(proto: onnx.ModelProto, name: str) -> None:
@@ -249,7 +268,7 @@ def _is_known(operator: str, domain: str, opsets: dict[str, int]) -> bool:
     return domain in opsets and bool(onnx.defs.has(operator, opsets[domain], domain))
 
 
-def _check_finite(proto: onnx.ModelProto, name: str) -> None:
+def _check_finite(proto: onnx.ModelProto, name: str, files: ExternalData | None) -> None:
     read = {
         source
         for graph in subgraphs(proto.graph)
@@ -261,11 +280,8 @@ def _check_finite(proto: onnx.ModelProto, name: str) -> None:
     for tensor in tensors_of(proto):
         if tensor.data_type not in floats:
             continue
-        try:
-            values = onnx.numpy_helper.to_array(tensor)
-        except ValueError as error:
-            raise _broken(name, f"tensor {tensor.name!r} is not as large as it says") from error
-        if np.isfinite(values).all() or (tensor.name not in read and _is_mask(values)):
+        values = _value(tensor, name, files)
+        if _is_finite(values) or (tensor.name not in read and _is_mask(values)):
             continue
         bad = int((~np.isfinite(values)).sum())
         raise ModelError(
@@ -274,6 +290,22 @@ def _check_finite(proto: onnx.ModelProto, name: str) -> None:
             f"of {values.size:,} values. Its training diverged or the file is damaged: use an "
             "earlier checkpoint."
         )
+
+
+def _value(tensor: Any, name: str, files: ExternalData | None) -> Array:
+    if files is not None and is_external(tensor):
+        return files.read(tensor)
+    try:
+        return np.asarray(onnx.numpy_helper.to_array(tensor))
+    except ValueError as error:
+        raise _broken(name, f"tensor {tensor.name!r} is not as large as it says") from error
+
+
+def _is_finite(values: Array) -> bool:
+    flat = values.reshape(-1)
+    return all(
+        np.isfinite(flat[start : start + _PIECE]).all() for start in range(0, flat.size, _PIECE)
+    )
 
 
 def _is_mask(values: Any) -> bool:

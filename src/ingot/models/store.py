@@ -11,6 +11,7 @@ from ingot.core.digest import canonical_json, digest_json, hex_of, short
 from ingot.core.errors import ModelError
 from ingot.core.files import digest_file, home, new_folder
 from ingot.models.model import (
+    DATA_FILE,
     LINEAGE_FILE,
     ONNX_FILE,
     SIGNATURE_FILE,
@@ -25,8 +26,10 @@ from ingot.models.model import (
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-PARTS = (ONNX_FILE, ONNX_FILE + ".data", WEIGHTS_FILE, TOKENIZER_FILE, SIGNATURE_FILE, LINEAGE_FILE)
-_INLINE_LIMIT = (
+    from ingot.models.external import ExternalData
+
+PARTS = (ONNX_FILE, DATA_FILE, WEIGHTS_FILE, TOKENIZER_FILE, SIGNATURE_FILE, LINEAGE_FILE)
+INLINE_LIMIT = (
     1_800_000_000  # protobuf cannot hold 2 GiB; above this the weights go beside the graph
 )
 
@@ -43,15 +46,18 @@ def store_model(
     name: str = "model",
     extra: Mapping[str, Path] | None = None,
     root: Path | None = None,
+    files: "ExternalData | None" = None,
 ) -> Model:
     """Write a graph into the store and return the Model that names it.
 
     Args:
-        proto: Graph with its weights inside.
+        proto: Graph; not changed.
         lineage: Where it came from.
         name: Short name for people.
         extra: More files of the model by stored name, e.g. `{"tokenizer.json": path}`.
         root: Store folder; the default store if not given.
+        files: Large weights of the graph that are on disk; they go to a file beside the stored
+            graph, one after another.
 
     Raises:
         IngotError: The disk is full.
@@ -60,7 +66,7 @@ def store_model(
     signature = read_signature(proto)
     staging = root / f"new-{name}"
     with new_folder(staging) as folder:
-        _save_graph(proto, folder / ONNX_FILE)
+        _save_graph(proto, folder / ONNX_FILE, files)
         for stored, source in (extra or {}).items():
             shutil.copyfile(source, folder / stored)
         (folder / SIGNATURE_FILE).write_bytes(canonical_json(signature.to_json()))
@@ -164,12 +170,15 @@ def _spec(value: Any) -> TensorSpec:  # an onnx.ValueInfoProto, untyped upstream
     return TensorSpec(value.name, dtype, shape)
 
 
-def _save_graph(proto: "ModelProto", path: Path) -> None:
-    if proto.ByteSize() < _INLINE_LIMIT:
+def _save_graph(proto: "ModelProto", path: Path, files: "ExternalData | None") -> None:
+    if files is not None:
+        proto = type(proto).FromString(proto.SerializeToString())
+        files.write(proto, path.parent / DATA_FILE)
+    if proto.ByteSize() < INLINE_LIMIT:
         path.write_bytes(proto.SerializeToString(deterministic=True))
         return
     import onnx
 
     onnx.save_model(
-        proto, path, save_as_external_data=True, location=path.name + ".data", size_threshold=1024
+        proto, path, save_as_external_data=True, location=DATA_FILE, size_threshold=1024
     )

@@ -8,7 +8,7 @@ from typing import Any
 from ingot.core.errors import EngineError
 from ingot.core.extras import is_installed
 from ingot.data.data import Array
-from ingot.models.model import Model, Signature
+from ingot.models.model import DATA_FILE, Model, Signature
 from ingot.runtime._feeding import check_feeds, closed, make_guard, unsupported
 from ingot.runtime.cpu import check_config, thread_count
 from ingot.runtime.engine import Availability, EngineConfig, ExecutedNode, Precision
@@ -20,6 +20,7 @@ INTEGER_KERNELS = frozenset({
     "QLinearGlobalAveragePool", "QLinearMatMul", "QLinearMul", "QOrderedMatMul",
 })  # fmt: skip
 
+_WEIGHTS_BESIDE = "session.optimized_model_external_initializers_file_name"
 SILENT = 4  # only fatal messages: a refused input is an EngineError, not a line on stderr
 
 
@@ -103,8 +104,10 @@ class OnnxRuntimeSession:
             options.intra_op_num_threads = 1  # the graph does not depend on it
             options.log_severity_level = SILENT
             options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+            if self._path.with_name(DATA_FILE).is_file():  # too large for one protobuf message
+                options.add_session_config_entry(_WEIGHTS_BESIDE, DATA_FILE)
             _open(self._path, options)
-            graph = onnx.load(options.optimized_model_filepath).graph
+            graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
         return tuple(
             ExecutedNode(node.name, node.op_type, node.op_type in INTEGER_KERNELS)
             for node in graph.node

@@ -7,6 +7,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from ingot.data.data import Array
+from ingot.models.external import ExternalData, is_external
 from ingot.models.onnx_format import subgraphs
 
 
@@ -22,6 +23,7 @@ class Graph:
         outputs: Names that must stay: the graph's outputs, and what the branches of If and the
             bodies of Loop and Scan read from around them.
         by_name: Node name -> node.
+        files: Large weights on disk, of a model that is larger than memory; None for most.
     """
 
     proto: onnx.ModelProto
@@ -30,6 +32,7 @@ class Graph:
     readers: dict[str, list[tuple[onnx.NodeProto, int]]] = field(default_factory=dict)
     outputs: frozenset[str] = frozenset()
     by_name: dict[str, onnx.NodeProto] = field(default_factory=dict)
+    files: ExternalData | None = None
 
     def __post_init__(self) -> None:
         self.index()
@@ -57,6 +60,8 @@ class Graph:
     def value(self, name: str) -> Array | None:
         """Return a constant tensor's value, or None if the tensor is computed."""
         found = self.weights.get(name)
+        if found is not None and self.files is not None and is_external(found):
+            return self.files.read(found)
         return None if found is None else numpy_helper.to_array(found)
 
     def is_float_weight(self, name: str) -> bool:
@@ -65,11 +70,15 @@ class Graph:
 
     def add_weight(self, name: str, value: Array) -> str:
         """Add or replace a constant; return its name."""
+        if self.files is not None:
+            return self.add_tensor(self.files.keep_array(name, value))
         return self.add_tensor(numpy_helper.from_array(value, name))
 
     def add_tensor(self, tensor: onnx.TensorProto) -> str:
         """Add or replace a constant that numpy has no type for; return its name."""
         name: str = tensor.name
+        if self.files is not None:
+            tensor = self.files.keep(tensor)
         if name in self.weights:
             self.weights[name].CopyFrom(tensor)
         else:

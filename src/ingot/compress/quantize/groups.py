@@ -109,7 +109,7 @@ def round_groups(
     weight: Array, scale: Array, bits: int, *, hessian: Array | None, how: Rounding
 ) -> Array:
     """Return integers `(rows, inputs)`; without a Hessian, the nearest."""
-    h = np.eye(weight.shape[1]) if hessian is None else hessian
+    h = np.empty((0, 0)) if hessian is None else hessian
     rule: Rounding = "nearest" if hessian is None else how
     return round_rows(weight, scale, h, limits_of(bits), rule).astype(np.int8)
 
@@ -118,8 +118,16 @@ def store_groups(graph: Graph, name: str, integers: Array, scale: Array, bits: i
     """Store `(rows, inputs)` as a blocked DequantizeLinear; return the name of its `(in, out)`.
 
     Engines turn it and the product that reads it into one kernel over packed integers.
+
+    Args:
+        graph: Edited.
+        name: The layer.
+        integers: `(rows, inputs)`.
+        scale: Of every integer, or `(rows, groups)` for groups of equal size.
+        bits: 4 or 8.
     """
-    width = _block(scale)
+    shared = _block(scale)
+    width = integers.shape[1] // scale.shape[1] * shared
     kept = np.ascontiguousarray(integers.T)
     if bits == 4:
         graph.add_tensor(pack_int4(f"{name}_int4", kept))
@@ -127,7 +135,7 @@ def store_groups(graph: Graph, name: str, integers: Array, scale: Array, bits: i
         graph.add_weight(f"{name}_int8", kept)
     stored = f"{name}_int{bits}"
     scales = graph.add_weight(
-        f"{name}_scale", np.ascontiguousarray(scale[:, ::width].T.astype(np.float32))
+        f"{name}_scale", np.ascontiguousarray(scale[:, ::shared].T.astype(np.float32))
     )
     node = helper.make_node(
         "DequantizeLinear", [stored, scales], [f"{name}_restored"], f"{name}_dequantize",
@@ -139,9 +147,9 @@ def store_groups(graph: Graph, name: str, integers: Array, scale: Array, bits: i
 
 def pack_int4(name: str, values: Array) -> TensorProto:
     """Return an INT4 tensor: two values per byte, the first in the low half."""
-    flat = values.astype(np.int16).reshape(-1) & 15
-    flat = np.append(flat, 0) if len(flat) % 2 else flat
-    raw = (flat[0::2] | (flat[1::2] << 4)).astype(np.uint8).tobytes()
+    flat = values.astype(np.int8, copy=False).reshape(-1).view(np.uint8) & 15
+    flat = np.append(flat, np.uint8(0)) if len(flat) % 2 else flat
+    raw = (flat[0::2] | (flat[1::2] << 4)).tobytes()
     return helper.make_tensor(name, TensorProto.INT4, values.shape, raw, raw=True)
 
 
@@ -179,7 +187,6 @@ def unpack_rows(graph: Graph, out: str, rows: str, widened: str) -> list[NodePro
 
 
 def _block(scale: Array) -> int:
-    """Return how many neighbouring inputs share a scale in every row."""
+    """Return how many neighbouring columns share a scale in every row."""
     changes = np.flatnonzero((np.diff(scale, axis=1) != 0).any(axis=0)) + 1
-    inputs = scale.shape[1]
-    return int(np.gcd.reduce([inputs, *changes.tolist()]))
+    return int(np.gcd.reduce([scale.shape[1], *changes.tolist()]))

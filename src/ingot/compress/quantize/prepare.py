@@ -7,6 +7,7 @@ from onnx import helper, numpy_helper, version_converter
 from ingot.compress.quantize._graph import Graph, attributes
 from ingot.core.errors import RecipeError
 from ingot.data.data import Array
+from ingot.models.external import ExternalData, on_shell
 from ingot.models.onnx_format import fix_weights
 
 LEAST_OPSET = 13  # per-channel QuantizeLinear and DequantizeLinear
@@ -19,7 +20,9 @@ INTEGER_OPERATORS = frozenset(
 ) | frozenset(("QLinearMatMul", "QuantizeLinear"))
 
 
-def prepare(proto: onnx.ModelProto, *, opset: int = LEAST_OPSET) -> Graph:
+def prepare(
+    proto: onnx.ModelProto, *, opset: int = LEAST_OPSET, files: ExternalData | None = None
+) -> Graph:
     """Return the cleaned-up graph; `proto` is edited in place and its answers stay the same.
 
     The opset is raised to `opset` where it is older.
@@ -28,13 +31,18 @@ def prepare(proto: onnx.ModelProto, *, opset: int = LEAST_OPSET) -> Graph:
     batch norms are folded into the convolution before them; `alpha`, `beta` and transposed inputs
     of Gemm are folded into its weights; GELU takes the form that engines recognise.
 
+    Args:
+        proto: The graph.
+        opset: The least one that the result may have.
+        files: Its large weights, if they are on disk.
+
     Raises:
         RecipeError: The graph is quantized already, or its opset cannot be raised.
     """
     _check_is_float(proto)
     _raise_opset(proto, opset)
     fix_weights(proto)
-    graph = Graph(proto)
+    graph = Graph(proto, files=files)
     _lift_constants(graph)
     _fold_constants(graph)
     _drop_identities(graph)
@@ -59,12 +67,16 @@ def _raise_opset(proto: onnx.ModelProto, least: int) -> None:
     if opset >= least:
         return
     try:
-        proto.CopyFrom(version_converter.convert_version(proto, least))
+        proto.CopyFrom(on_shell(proto, lambda shell: _convert(shell, least)))
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
         raise RecipeError(
             f"Quantization needs opset {least} or newer; got {opset}, and it could not be "
             f"raised: {error}. Export the model again with a newer opset."
         ) from error
+
+
+def _convert(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    return version_converter.convert_version(proto, opset)
 
 
 def _lift_constants(graph: Graph) -> None:
@@ -85,7 +97,10 @@ def _fold_constants(graph: Graph) -> None:
     for node in graph.nodes:
         names = [n for n in node.input if n]
         values = {n: graph.value(n) for n in names}
-        small = all(v is not None and v.size <= FOLD_LIMIT for v in values.values())
+        small = all(
+            v is not None and (v.size <= FOLD_LIMIT or _is_layer(graph, node))
+            for v in values.values()
+        )
         if node.op_type not in FOLDABLE or not names or not small or graph.outputs & {*node.output}:
             kept.append(node)
             continue
@@ -97,6 +112,14 @@ def _fold_constants(graph: Graph) -> None:
         model = helper.make_model(part, opset_imports=graph.proto.opset_import)
         graph.add_weight(node.output[0], np.asarray(ReferenceEvaluator(model).run(None, values)[0]))
     graph.replace_nodes(kept)
+
+
+def _is_layer(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Whether this turns the weight of linear layers round, which are stored as integers then."""
+    readers = graph.readers.get(node.output[0], ())
+    return node.op_type == "Transpose" and all(
+        reader.op_type == "MatMul" and position == 1 for reader, position in readers
+    )
 
 
 def _drop_identities(graph: Graph) -> None:

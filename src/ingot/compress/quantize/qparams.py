@@ -1,6 +1,8 @@
 """Scale and zero point: how real numbers map to small integers, and back."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from types import EllipsisType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +11,7 @@ from ingot.core.errors import RecipeError
 from ingot.data.data import Array
 
 FloatArray = NDArray[np.float32]
+BLOCK = 1 << 16  # values at a time
 LIMITS = {"uint8": (0, 255), "int8": (-128, 127)}
 
 
@@ -40,15 +43,23 @@ class QParams:
         """Return the nearest integers, clipped to the grid; ties go to even, as engines do."""
         scale, zero = self._aligned(values.ndim)
         low, high = self.limits
-        steps = np.rint(values.astype(np.float64) / scale) + zero
-        integers: Array = np.clip(steps, low, high).astype(self.dtype)
+        integers = np.empty(values.shape, self.dtype)
+        for part in _parts(values):
+            steps = np.rint(values[part] / self._of(scale, part)) + self._of(zero, part)
+            integers[part] = np.clip(steps, low, high)
         return integers
 
     def dequantize(self, integers: Array) -> FloatArray:
         """Return the real values that these integers stand for."""
         scale, zero = self._aligned(integers.ndim)
-        values: FloatArray = ((integers.astype(np.float64) - zero) * scale).astype(np.float32)
+        values = np.empty(integers.shape, np.float32)
+        for part in _parts(integers):
+            values[part] = (integers[part] - self._of(zero, part)) * self._of(scale, part)
         return values
+
+    def _of(self, numbers: Array, part: "slice | EllipsisType") -> Array:
+        """Return the scales or zero points, aligned, of a part of the values."""
+        return numbers[part] if self.axis is not None and len(numbers) > 1 else numbers
 
     def _aligned(self, rank: int) -> tuple[Array, Array]:
         shape = [1] * rank
@@ -144,11 +155,29 @@ def sqnr_db(values: Array, restored: Array) -> float:
 
     An exact copy gives 200: beyond what float32 can tell, and still a number JSON can hold.
     """
-    signal = float(np.linalg.norm(values.astype(np.float64)))
-    noise = float(np.linalg.norm(values.astype(np.float64) - restored))
+    signal = noise = 0.0
+    for part in _parts(values):
+        gap = values[part] - np.asarray(restored[part], np.float64)
+        signal += float(np.square(values[part], dtype=np.float64).sum())
+        noise += float(np.square(gap).sum())
+    return power_ratio_db(signal, noise)
+
+
+def power_ratio_db(signal: float, noise: float) -> float:
+    """Return `10 log10(signal / noise)` of two sums of squares in dB; at most 200."""
     if noise == 0 or signal == 0:
         return 200.0 if noise == 0 else 0.0
-    return min(200.0, 20 * float(np.log10(signal / noise)))
+    return min(200.0, 10 * float(np.log10(signal / noise)))
+
+
+def _parts(values: Array) -> "Iterator[slice | EllipsisType]":
+    """Give runs along the first axis: what is computed in double precision stays small."""
+    if values.size <= BLOCK:
+        yield ...
+        return
+    step = max(1, BLOCK * len(values) // values.size)
+    for start in range(0, len(values), step):
+        yield slice(start, start + step)
 
 
 def _checked(low: float | Array, high: float | Array) -> tuple[Array, Array]:

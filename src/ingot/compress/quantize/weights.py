@@ -17,6 +17,7 @@ from ingot.compress.quantize.groups import (
     store_groups,
 )
 from ingot.compress.quantize.moments import Moments, layer_moments
+from ingot.compress.quantize.nearest import Rounded, round_nearest
 from ingot.compress.quantize.placement import (
     LINEAR,
     Plan,
@@ -26,6 +27,7 @@ from ingot.compress.quantize.placement import (
 )
 from ingot.compress.quantize.prepare import LEAST_OPSET, prepare
 from ingot.compress.quantize.qparams import sqnr_db
+from ingot.compress.quantize.room import check_room
 from ingot.compress.quantize.rounding import Rounding, check_rounding, output_error
 from ingot.compress.quantize.smooth import scale_for_weights
 from ingot.compress.quantize.writer import write_qdq
@@ -43,6 +45,7 @@ class QuantizeWeights(Method):
     In 8 bits, one scale per row: a quarter of the file; OpenVINO widens the integers inside its
     kernels, ONNX Runtime once while loading. In 4 bits, linear layers are stored in groups that
     ONNX Runtime (MatMulNBits) and OpenVINO multiply as they are; convolutions stay at 8 bits.
+    A model whose weights lie beside its graph is read and written one layer at a time.
 
     Attributes:
         bits: 8 or 4.
@@ -63,6 +66,7 @@ class QuantizeWeights(Method):
     embeddings: int = 8
 
     form: ClassVar[Form] = "onnx"
+    streams: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the settings before any work starts."""
@@ -77,9 +81,13 @@ class QuantizeWeights(Method):
         Raises:
             RecipeError: There is nothing to quantize, the network is quantized already, a name in
                 `skip` is unknown, or weights are not finite.
+            IngotError: The weights lie on disk and the disk is too full for the new ones.
         """
         assert isinstance(net, OnnxNetwork)
-        graph = prepare(net.proto, opset=GROUPED_OPSET if self._groups else LEAST_OPSET)
+        if net.files is not None:
+            check_room(net, bits=self.bits, table_bits=self.embeddings)
+        opset = GROUPED_OPSET if self._groups else LEAST_OPSET
+        graph = prepare(net.proto, opset=opset, files=net.files)
         plan = place_weights(
             graph, operators=self.operators, skip=self.skip, embeddings=bool(self.embeddings)
         )
@@ -93,7 +101,7 @@ class QuantizeWeights(Method):
             table_bits=self.embeddings or 8,
             run=run,
         )
-        return OnnxNetwork(proto)
+        return OnnxNetwork(proto, net.files)
 
     @property
     def _groups(self) -> bool:
@@ -197,20 +205,36 @@ def store_layers(
         node = graph.by_name[name]
         stored = graph.value(node.input[1])
         assert stored is not None
-        weight = np.ascontiguousarray(stored.T)
         known = (moments or {}).get(name)
-        hessian = None if known is None else known.hessian[0]
-        importance = None if hessian is None else np.diag(hessian)
-        scale = group_scales(weight, bits, fitting(parts, weight), importance)
-        integers = round_groups(weight, scale, bits, hessian=hessian, how=how)
-        facts = {"weight_sqnr_db": sqnr_db(weight, integers * scale)}
-        if hessian is not None:
-            facts["output_error"] = output_error(weight, integers * scale, hessian)
-        run.log(name, operator=node.op_type, scale=float(scale.mean()), **facts)
-        node.input[1] = store_groups(graph, name, integers, scale, bits)
+        if known is None:
+            rounded = round_nearest(stored.T, bits, fitting(parts, stored.T))
+            facts: dict[str, float] = {}
+        else:
+            rounded, facts = _round_learned(stored.T, bits, parts, known.hessian[0], how)
+        del stored  # a weight on disk is unmapped before the next one is read
+        run.log(
+            name,
+            operator=node.op_type,
+            scale=float(rounded.scale.mean()),
+            weight_sqnr_db=rounded.sqnr_db,
+            **facts,
+        )
+        node.input[1] = store_groups(graph, name, rounded.integers, rounded.scale, bits)
     split_gemms(graph, layers)
     rest = {name: where for name, where in plan.weights.items() if name not in layers}
     return Plan(rest, tables=plan.tables)
+
+
+def _round_learned(
+    stored: Array, bits: int, parts: Granularity, hessian: Array, how: Rounding
+) -> tuple[Rounded, dict[str, float]]:
+    """Round by what the calibration rows say; return the share of the output that is lost, too."""
+    weight = np.ascontiguousarray(stored)
+    scale = group_scales(weight, bits, fitting(parts, weight), np.diag(hessian))
+    integers = round_groups(weight, scale, bits, hessian=hessian, how=how)
+    restored = integers * scale
+    lost = output_error(weight, restored, hessian)
+    return Rounded(integers, scale, sqnr_db(weight, restored)), {"output_error": lost}
 
 
 def fitting(parts: Granularity, weight: Array) -> Granularity:

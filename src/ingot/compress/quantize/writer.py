@@ -8,13 +8,8 @@ from onnx import helper
 
 from ingot.compress.quantize._graph import Graph, attributes
 from ingot.compress.quantize._rounder import Rounder
-from ingot.compress.quantize.groups import (
-    Granularity,
-    group_scales,
-    pack_rows,
-    round_groups,
-    unpack_rows,
-)
+from ingot.compress.quantize.groups import Granularity, pack_rows, unpack_rows
+from ingot.compress.quantize.nearest import round_nearest, round_table
 from ingot.compress.quantize.placement import Plan
 from ingot.compress.quantize.qparams import QParams, sqnr_db, weight_grid
 from ingot.compress.run import Run
@@ -134,14 +129,12 @@ class _Writer:
         table = self.graph.value(name)
         assert table is not None
         if bits == 4 and table.shape[1] % 2 == 0:
-            scale = group_scales(table, 4, Granularity("row"))[:, :1]
-            integers = round_groups(table, scale, 4, hessian=None, how="nearest")
-            stored = self.graph.add_weight(f"{name}_int4", pack_rows(integers))
+            rounded = round_nearest(table, 4, Granularity("row"))
+            stored = self.graph.add_weight(f"{name}_int4", pack_rows(rounded.integers))
         else:
-            grid = weight_grid(table, 0)
-            integers, scale = grid.quantize(table), grid.scale.reshape(-1, 1)
-            stored = self.graph.add_weight(f"{name}_int8", integers)
-        scales = self.graph.add_weight(f"{name}_scale", scale.astype(np.float32))
+            rounded = round_table(table)
+            stored = self.graph.add_weight(f"{name}_int8", rounded.integers)
+        scales = self.graph.add_weight(f"{name}_scale", rounded.scale.astype(np.float32))
         packed = stored.endswith("_int4")
         for node, _ in self.graph.readers[name]:
             out = node.output[0]
@@ -160,8 +153,8 @@ class _Writer:
         self.run.log(
             name,
             operator="Gather",
-            scale=float(np.mean(scale)),
-            weight_sqnr_db=sqnr_db(table, integers * scale),
+            scale=float(np.mean(rounded.scale)),
+            weight_sqnr_db=rounded.sqnr_db,
         )
 
     def finish(self) -> None:
