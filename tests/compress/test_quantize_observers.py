@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ingot.compress.quantize.observers import (
@@ -190,6 +190,7 @@ def test_entropy_is_not_drowned_by_the_zeros_of_a_relu():
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=50), st.integers(1, 10))
+@example([0.0, 1.401298464324817e-45], 1)
 def test_no_histogram_rule_leaves_the_range_that_was_seen(values, parts):
     batches = np.array_split(np.array(values, np.float32), parts)
     for name in ("histogram", "percentile", "entropy", "mse"):

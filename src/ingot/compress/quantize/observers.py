@@ -149,9 +149,9 @@ class Percentile(_Histogram):
         self.fraction = fraction
 
     def _choose(self, low: float, high: float) -> Range:
-        a = self.histogram.quantile(self.fraction)
-        b = self.histogram.quantile(1 - self.fraction)
-        return max(low, a), min(high, max(a, b))
+        a, b = (self.histogram.quantile(q) for q in (self.fraction, 1 - self.fraction))
+        first = min(max(low, a), high)  # edges of bins round past the values at tiny ranges
+        return first, max(first, min(high, b))
 
 
 class MeanSquare(_Histogram):
