@@ -1,3 +1,4 @@
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +8,7 @@ from ingot.core.errors import EngineError
 from ingot.models.model import Lineage, Signature, TensorSpec
 from ingot.models.store import store_model
 from ingot.runtime.buckets import BucketSession, longest, run_rows
+from ingot.runtime.cpu import thread_count
 from ingot.runtime.engine import EngineConfig, ExecutedNode
 from ingot.runtime.engines import open_session
 from ingot.testing.tiny import tiny_cnn, toy_tokens
@@ -235,3 +237,48 @@ def test_batches_of_no_rows_are_refused():
 
 def test_a_mask_without_tokens_has_length_one():
     assert longest(np.zeros((2, 5), np.int64)) == 1
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_rows_that_run_in_streams_come_back_in_their_order(encoder, tokens, engine):
+    if thread_count(0) < 2:
+        pytest.skip("streams share the cores: this machine gives one")
+    plain = open_session(encoder, EngineConfig(engine, threads=2))
+    beside = open_session(encoder, EngineConfig(engine, threads=2, streams=2))
+
+    found, truth = (run_rows(s, tokens, batch_rows=2) for s in (beside, plain))
+
+    assert found.keys() == truth.keys()
+    for name, value in truth.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-5)
+
+
+def test_streams_run_at_the_same_time():
+    meet = threading.Barrier(2, timeout=20)
+
+    class Slow:
+        config = EngineConfig("plug-in", streams=2)
+
+        def run(self, feeds):
+            meet.wait()  # passes only if two calls are here at once
+            return {"y": feeds["x"] * 2}
+
+    rows = np.arange(8.0)[:, None]
+
+    assert np.array_equal(run_rows(Slow(), {"x": rows}, batch_rows=2)["y"], 2 * rows)
+
+
+@pytest.mark.parametrize("streams", [0, 2])
+def test_streams_must_fit_the_threads_they_share(encoder, streams):
+    config = EngineConfig("onnxruntime", threads=1, streams=streams)
+
+    with pytest.raises(EngineError, match=f"streams must be between 1 and 1.*got {streams}"):
+        open_session(encoder, config)
+
+
+def test_streams_are_written_down_and_read_again():
+    config = EngineConfig("openvino", threads=2, streams=2)
+
+    assert EngineConfig.from_json(config.to_json()) == config
+    assert config.label == "openvino fp32 x2 in 2 streams"
+    assert "streams" not in EngineConfig("openvino").to_json()

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from ingot.compress.quantize.static import QuantizeStatic
@@ -10,6 +12,8 @@ from ingot.search import goals
 from ingot.search.goals import check_goal, show_cost, with_costs
 from ingot.search.job import Job
 from ingot.search.journal import Journal
+from ingot.search.judge import Judged
+from ingot.search.ladder import more_streams
 from ingot.search.optimize import optimize
 from ingot.search.result import choose_best
 from ingot.search.trial import Outcome, Trial
@@ -27,7 +31,7 @@ def job(cnn, data):
 
 
 def test_a_goal_that_takes_processes_is_measured_where_claims_hold(job, monkeypatch, tmp_path):
-    sizes = iter([3e6] * 6 + [1e6] * 6)
+    sizes = iter([3e6, 1e6] * 6)
     monkeypatch.setattr(goals, "peak_rss", lambda model, config: next(sizes))
     outcomes = [
         outcome(1.0),
@@ -91,3 +95,25 @@ def test_a_search_for_a_fast_start_measures_starts(cnn, data, trials, tmp_path, 
     assert result.chosen.cost.value > 0
     assert "cold start" in result.chosen.reason
     assert all(o.cost is not None for o in result.outcomes if o.passed)
+
+
+def test_a_search_for_throughput_counts_the_rows_that_are_judged(cnn, data, trials, tmp_path):
+    result = optimize(
+        cnn, data, require=["accuracy drop <= 0.2"], goal="throughput", trials=trials,
+        out=tmp_path / "best",
+    )  # fmt: skip
+
+    assert "rows/s" in result.chosen.reason
+    held = [o for o in result.outcomes if o.passed]
+    assert result.chosen.cost.value <= 1.02 * min(o.cost.value for o in held)
+
+
+def test_forms_of_most_rows_per_second_are_also_run_side_by_side(job):
+    many = replace(job, goal="throughput")
+    one = outcome(1.0)
+    two = replace(one, trial=Trial(one.trial.recipe, EngineConfig("openvino", threads=2)))
+
+    found = more_streams(many, Judged((one, two), one, "accuracy", "batch 1"), SILENT)
+
+    assert [(t.config.threads, t.config.streams) for t in found] == [(2, 2)]
+    assert more_streams(job, Judged((two,), two, "accuracy", "batch 1"), SILENT) == ()

@@ -265,12 +265,13 @@ def _check_body(body: Mapping[str, Any]) -> None:
 
 def _config(value: Any) -> EngineConfig:  # parsed JSON
     if isinstance(value, dict):  # written down only where there are some
-        value = {"batch_sizes": []} | value
+        value = {"batch_sizes": [], "streams": 1} | value
     row = _fields(value, {f.name for f in fields(EngineConfig)}, "A configuration")
     good = (
         isinstance(row["engine"], str)
         and row["precision"] in {"fp32", "bf16"}
         and isinstance(row["threads"], int)
+        and isinstance(row["streams"], int)
         and isinstance(row["buckets"], list)
         and isinstance(row["batch_sizes"], list)
         and all(

@@ -1,6 +1,7 @@
 """Batches of masked text without needless padding; answers do not change."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -105,22 +106,51 @@ def run_rows(
     order = np.arange(rows)
     if mask is not None and sort_by_length:
         order = np.argsort(mask.sum(axis=1), kind="stable")
-    fixed_in, fixed_out = _fixed_axes(session)
     found: dict[str, Array] = {}
-    for index in _parts(order, batch_rows):
-        feeds = {name: array[index] for name, array in inputs.items()}
-        columns = width = 0
-        if mask is not None:
-            columns, width = mask.shape[1], longest(mask[index])
-            shape = (len(index), columns)
-            feeds = {n: a if n in fixed_in else _fit(a, shape, width) for n, a in feeds.items()}
-        for name, value in session.run(feeds).items():
-            if mask is not None and name not in fixed_out:
-                value = _fit(value, (len(index), width), columns)
+    for index, outputs in _in_streams(session, list(_parts(order, batch_rows)), inputs, mask):
+        for name, value in outputs.items():
             if name not in found:
                 found[name] = np.zeros((rows, *value.shape[1:]), value.dtype)
             found[name][index] = value
     return found
+
+
+def _in_streams(
+    session: Session, parts: Sequence[Array], inputs: Mapping[str, Array], mask: Array | None
+) -> Iterator[tuple[Array, dict[str, Array]]]:
+    """Give each part of the rows with its outputs; as many run at a time as there are streams."""
+    fixed = _fixed_axes(session)
+
+    def run(index: Array) -> tuple[Array, dict[str, Array]]:
+        return index, _run_part(session, index, inputs, mask, fixed=fixed)
+
+    streams = getattr(getattr(session, "config", None), "streams", 1)  # plug-ins may have none
+    if streams == 1:
+        yield from map(run, parts)
+        return
+    with ThreadPoolExecutor(streams, "ingot-stream") as pool:
+        # the longest first, so that no stream ends with a long part alone
+        yield from pool.map(run, reversed(parts))
+
+
+def _run_part(
+    session: Session,
+    index: Array,
+    inputs: Mapping[str, Array],
+    mask: Array | None,
+    *,
+    fixed: tuple[frozenset[str], frozenset[str]],
+) -> dict[str, Array]:
+    feeds = {name: array[index] for name, array in inputs.items()}
+    if mask is None:
+        return session.run(feeds)
+    columns, width = mask.shape[1], longest(mask[index])
+    shape = (len(index), columns)
+    feeds = {n: a if n in fixed[0] else _fit(a, shape, width) for n, a in feeds.items()}
+    return {
+        name: value if name in fixed[1] else _fit(value, (len(index), width), columns)
+        for name, value in session.run(feeds).items()
+    }
 
 
 def _parts(order: Array, size: int) -> Iterator[Array]:

@@ -50,7 +50,7 @@ def check_config(engine: str, config: EngineConfig, offered: Collection[str]) ->
 
     Raises:
         EngineError: The engine does not have the precision, the CPU does not multiply bf16, or
-            `threads` is out of range, or buckets are not positive and ascending.
+            `threads` or `streams` is out of range, or buckets are not positive and ascending.
     """
     if config.precision not in offered:
         raise EngineError(
@@ -62,7 +62,12 @@ def check_config(engine: str, config: EngineConfig, offered: Collection[str]) ->
             f"bf16 must be supported by the CPU to run in {engine}; this one has none of "
             "avx512_bf16, amx_bf16 and bf16. Use precision='fp32'."
         )
-    thread_count(config.threads)
+    threads = thread_count(config.threads)
+    if not 1 <= config.streams <= threads:
+        raise EngineError(
+            f"streams must be between 1 and {threads}, the threads they share; got "
+            f"{config.streams}. Use 1 for the shortest latency."
+        )
     check_buckets(config.buckets)
     check_buckets(config.batch_sizes, what="Batch sizes")
 

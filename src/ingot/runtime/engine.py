@@ -22,6 +22,8 @@ class EngineConfig:
         buckets: Sequence lengths that inputs are padded up to, ascending; empty means as given.
         batch_sizes: Numbers of rows, ascending, for which OpenVINO compiles a graph of its own;
             other engines, and models of text, which have buckets, take no notice.
+        streams: Calls that run side by side, each on its share of the threads: more rows per
+            second, and each of them later.
     """
 
     engine: str = "onnxruntime"
@@ -29,12 +31,15 @@ class EngineConfig:
     threads: int = 0
     buckets: tuple[int, ...] = ()
     batch_sizes: tuple[int, ...] = ()
+    streams: int = 1
 
     def to_json(self) -> dict[str, Json]:
         """Return the JSON form."""
         facts = asdict(self) | {"buckets": list(self.buckets)}
-        sizes = facts.pop("batch_sizes")  # written down only where there are some
-        return facts | ({"batch_sizes": list(sizes)} if sizes else {})
+        sizes, streams = facts.pop("batch_sizes"), facts.pop("streams")
+        # Written down only where they say something: what was proved before them keeps its digest.
+        facts |= {"batch_sizes": list(sizes)} if sizes else {}
+        return facts | ({"streams": streams} if streams != 1 else {})
 
     @classmethod
     def from_json(cls, value: Mapping[str, Json]) -> "EngineConfig":
@@ -54,7 +59,8 @@ class EngineConfig:
         """Short text for tables, e.g. `openvino bf16 x2`."""
         lengths = f" to {'/'.join(map(str, self.buckets))}" if self.buckets else ""
         rows = f" for {'/'.join(map(str, self.batch_sizes))} at once" if self.batch_sizes else ""
-        return f"{self.engine} {self.precision} x{self.threads or 'all'}{lengths}{rows}"
+        beside = f" in {self.streams} streams" if self.streams > 1 else ""
+        return f"{self.engine} {self.precision} x{self.threads or 'all'}{lengths}{rows}{beside}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ class OnnxRuntimeSession:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = thread_count(config.threads)
+        options.intra_op_num_threads = thread_count(config.threads) // config.streams
         options.inter_op_num_threads = 1
         options.log_severity_level = SILENT
         self.config = config

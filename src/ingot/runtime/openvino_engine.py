@@ -80,7 +80,7 @@ class OpenVinoSession:
         openvino = need("openvino", extra="openvino", what="The openvino engine")
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
+            "NUM_STREAMS": config.streams,
             "INFERENCE_NUM_THREADS": thread_count(config.threads),
             "INFERENCE_PRECISION_HINT": HINT[config.precision],
         }

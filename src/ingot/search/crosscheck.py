@@ -44,7 +44,7 @@ def _disagreement(job: Job, outcome: Outcome, model: Model) -> str:
     split = job.data.split(job.split)
     some = split.take(range(min(len(split), EXAMPLES)))
     trusted = Candidate("trusted", model, replace(TRUSTED, threads=config.threads))
-    kept = Candidate("kept", model, replace(config, buckets=(), batch_sizes=()))
+    kept = Candidate("kept", model, replace(config, buckets=(), batch_sizes=(), streams=1))
     feeds = feeds_for(model.signature, some.inputs)
     try:
         found = []
@@ -77,7 +77,7 @@ def name_fault(
     if not broken:
         return ()
     worst = min(broken, key=lambda o: o.latency.value if o.latency else 0.0)
-    config = replace(worst.trial.config, buckets=(), batch_sizes=())
+    config = replace(worst.trial.config, buckets=(), batch_sizes=(), streams=1)
     if config.engine.startswith("torch"):
         return ()
     side = Candidate("broken", models(worst.model), config)

@@ -116,7 +116,28 @@ def fewer_threads(job: Job, judged: Judged, progress: Progress) -> tuple[Trial, 
     )
 
 
-RUNGS: tuple[Rung, ...] = (elsewhere, repair, fewer_layers, fewer_still, fewer_threads)
+def more_streams(job: Job, judged: Judged, progress: Progress) -> tuple[Trial, ...]:
+    """Run the forms of most rows per second as several calls side by side, a core each."""
+    del progress
+    if job.goal != "throughput":
+        return ()
+    holding = [o for o in judged.outcomes if o.passed and o.ran]
+    best = sorted(holding, key=lambda o: -o.throughput)[: 2 * FORMS]
+    return tuple(
+        replace(o.trial, config=replace(o.trial.config, streams=o.trial.config.threads))
+        for o in best
+        if o.trial.config.threads > 1 and o.trial.config.engine in {"onnxruntime", "openvino"}
+    )
+
+
+RUNGS: tuple[Rung, ...] = (
+    elsewhere,
+    repair,
+    fewer_layers,
+    fewer_still,
+    fewer_threads,
+    more_streams,
+)
 
 
 def _fastest_broken(judged: Judged) -> Outcome | None:

@@ -74,7 +74,7 @@ def _cost(outcome: Outcome, goal: Goal) -> float:
         return outcome.cost.value
     if goal == "size":
         return float(outcome.size_bytes)
-    return 1 / outcome.throughput if goal == "throughput" else outcome.latency.value
+    return 1 / max(outcome.throughput, 1e-9) if goal == "throughput" else outcome.latency.value
 
 
 def _preference(outcome: Outcome) -> tuple[float, int]:
