@@ -1,0 +1,222 @@
+"""The residual stream of a pre-norm network: everything that writes to it and reads it.
+
+A stream can be rotated if only linear layers, embedding tables and constants write to it, and only
+layer norms and linear layers read it, the norms being read by linear layers alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import onnx
+from onnx import shape_inference
+
+from ingot.compress.quantize._graph import Graph, attributes
+from ingot.compress.quantize.placement import linear_layers
+
+# These pick, repeat or reorder rows; whether they leave the last axis alone is checked.
+ROWWISE = frozenset(
+    ("Concat", "Expand", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose")
+) | frozenset(("Unsqueeze",))
+Dims = Mapping[str, list[int | None]]
+
+
+@dataclass(slots=True)
+class Stream:
+    """A residual stream and its neighbours, by node name.
+
+    Attributes:
+        width: Channels.
+        constants: (node, input position) of embedding tables and of constants that are added.
+        writers: Linear layers whose results are added to it.
+        readers: Linear layers that read it, and the layer norm they read it through, if any.
+        norms: Its layer norms.
+    """
+
+    width: int
+    constants: list[tuple[str, int]] = field(default_factory=list)
+    writers: list[str] = field(default_factory=list)
+    readers: dict[str, str | None] = field(default_factory=dict)
+    norms: list[str] = field(default_factory=list)
+
+
+class _Left(Exception):
+    """Why a stream cannot be rotated: a way out of the walk, never seen outside."""
+
+
+def find_streams(graph: Graph) -> tuple[list[Stream], dict[str, str]]:
+    """Return all streams that can be rotated, and why others cannot, by the norm they begin at.
+
+    Args:
+        graph: A prepared graph.
+    """
+    dims = _dims(graph)
+    layers = frozenset(linear_layers(graph, ("Gemm", "MatMul")))
+    streams, refused, seen = list[Stream](), dict[str, str](), set[str]()
+    for norm in [n for n in graph.nodes if n.op_type == "LayerNormalization"]:
+        if norm.input[0] in seen:
+            continue
+        walk = _Walk(graph, dims, layers, Stream((dims.get(norm.input[1]) or [None])[-1] or 0))
+        try:
+            walk.from_tensor(norm.input[0])
+            streams.append(walk.stream)
+        except _Left as left:
+            refused[norm.name] = str(left)
+        seen |= walk.seen
+    return streams, refused
+
+
+def _dims(graph: Graph) -> Dims:
+    """Return the shape of every tensor as far as it is known."""
+    proto = shape_inference.infer_shapes(graph.proto, data_prop=True)
+    found: dict[str, list[int | None]] = {w.name: list(w.dims) for w in proto.graph.initializer}
+    for info in (*proto.graph.input, *proto.graph.value_info, *proto.graph.output):
+        if info.type.tensor_type.HasField("shape"):
+            found[info.name] = [
+                d.dim_value if d.HasField("dim_value") else None
+                for d in info.type.tensor_type.shape.dim
+            ]
+    return found
+
+
+@dataclass(slots=True)
+class _Walk:
+    """Visit every tensor of one stream."""
+
+    graph: Graph
+    dims: Dims
+    layers: frozenset[str]
+    stream: Stream
+    seen: set[str] = field(default_factory=set)
+    waiting: list[str] = field(default_factory=list)
+
+    def from_tensor(self, tensor: str) -> None:
+        self.add(tensor)
+        while self.waiting:
+            name = self.waiting.pop()
+            self.visit_maker(name)
+            self.visit_readers(name)
+
+    def add(self, tensor: str) -> None:
+        if tensor not in self.seen:
+            self.seen.add(tensor)
+            self.waiting.append(tensor)
+            if self.dims.get(tensor, [None])[-1:] != [self.stream.width]:
+                raise _Left(f"the width of {tensor!r} is not known to be {self.stream.width}")
+
+    def visit_maker(self, tensor: str) -> None:
+        node = self.graph.maker.get(tensor)
+        if node is None:
+            raise _Left(f"{tensor!r} is given by the caller")
+        if node.op_type == "Add" or self.scales(node):
+            self.operands(node, range(2))
+        elif node.name in self.layers:
+            self.write(node)
+        elif node.op_type == "Gather" and node.input[0] in self.graph.weights:
+            self.constant(node, 0)
+        elif node.op_type in ROWWISE and self.keeps_rows(node):
+            self.operands(node, range(len(node.input) if node.op_type == "Concat" else 1))
+        else:
+            raise _Left(f"{node.op_type} {node.name!r} writes to it")
+
+    def operands(self, node: onnx.NodeProto, positions: range) -> None:
+        for position in positions:
+            name = node.input[position]
+            if name not in self.graph.weights:
+                self.add(name)
+            elif self.dims[name][-1:] == [self.stream.width]:
+                self.constant(node, position)
+            elif self.dims[name][-1:] not in ([], [1]):  # one value for all channels: 1 Q = 1
+                raise _Left(f"{name!r} has another width")
+
+    def constant(self, node: onnx.NodeProto, position: int) -> None:
+        name, width = node.input[position], self.stream.width
+        by_row = attributes(node).get("axis", 0) == 0 and len(self.dims[name]) == 2
+        if node.op_type == "Gather" and not by_row:
+            raise _Left(f"{node.op_type} {node.name!r} writes to it")
+        if not self.graph.is_float_weight(name) or self.dims[name][-1] != width:
+            raise _Left(f"{name!r} is no float constant of its width")
+        self.stream.constants.append((node.name, position))
+
+    def write(self, node: onnx.NodeProto) -> None:
+        weight = self.graph.weights[node.input[1]]
+        if len(weight.dims) != 2 or weight.dims[1] != self.stream.width:
+            raise _Left(f"{node.name!r} has another width")
+        self.check_bias(node)
+        self.stream.writers.append(node.name)
+
+    def check_bias(self, node: onnx.NodeProto) -> None:
+        if len(node.input) < 3 or not node.input[2]:
+            return
+        width = self.graph.weights[node.input[1]].dims[1]
+        is_vector = node.input[2] in self.graph.weights and self.dims[node.input[2]] == [width]
+        if not is_vector or attributes(node).get("beta", 1.0) != 1.0:
+            raise _Left(f"the bias of {node.name!r} is not one constant per column")
+
+    def visit_readers(self, tensor: str) -> None:
+        if tensor in self.graph.outputs:
+            raise _Left(f"{tensor!r} is an output")
+        for node, position in self.graph.readers.get(tensor, ()):
+            if node.op_type == "LayerNormalization" and position == 0:
+                self.visit_norm(node)
+            elif node.name in self.layers and position == 0:
+                self.read(node, None)
+            elif node.op_type == "Add" or self.scales(node) or self.moves(node, position):
+                self.add(node.output[0])
+            elif node.op_type not in ("Shape", "Size"):
+                raise _Left(f"{node.op_type} {node.name!r} reads it")
+
+    def visit_norm(self, node: onnx.NodeProto) -> None:
+        rank, width = len(self.dims[node.input[0]]), self.stream.width
+        last = attributes(node).get("axis", -1) in (-1, rank - 1)
+        constants = [name for name in node.input[1:] if name]
+        plain = all(self.graph.is_float_weight(n) and self.dims[n] == [width] for n in constants)
+        if not last or not plain or any(o in self.graph.readers for o in node.output[1:]):
+            raise _Left(f"{node.name!r} is no plain norm of the last axis")
+        self.stream.norms.append(node.name)
+        self.visit_normed(node.output[0], node.name)
+
+    def visit_normed(self, tensor: str, norm: str) -> None:
+        if tensor in self.graph.outputs:
+            raise _Left(f"{tensor!r}, the result of a norm, is an output")
+        for node, position in self.graph.readers.get(tensor, ()):
+            if node.name in self.layers and position == 0:
+                self.read(node, norm)
+            elif node.op_type != "Concat" and self.moves(node, position):
+                self.visit_normed(node.output[0], norm)
+            elif node.op_type not in ("Shape", "Size"):
+                hint = ": a post-norm network" if node.op_type == "Add" else ""
+                raise _Left(f"{node.op_type} {node.name!r} reads the result of a norm{hint}")
+
+    def read(self, node: onnx.NodeProto, norm: str | None) -> None:
+        if len(self.graph.weights[node.input[1]].dims) != 2:
+            raise _Left(f"the weights of {node.name!r} are not a matrix")
+        self.check_bias(node)
+        self.stream.readers[node.name] = norm
+
+    def scales(self, node: onnx.NodeProto) -> bool:
+        """Whether this multiplies or divides by one constant number."""
+        if node.op_type not in ("Mul", "Div"):
+            return False
+        candidates = node.input[1:] if node.op_type == "Div" else node.input
+        return any(n in self.graph.weights and self.dims[n] in ([], [1]) for n in candidates)
+
+    def moves(self, node: onnx.NodeProto, position: int) -> bool:
+        data = node.op_type == "Concat" or position == 0
+        return node.op_type in ROWWISE and data and self.keeps_rows(node)
+
+    def keeps_rows(self, node: onnx.NodeProto) -> bool:
+        """Whether the last axis goes through as it is."""
+        dims, options = self.dims.get(node.input[0], []), attributes(node)
+        rank, width = len(dims), self.stream.width
+        if dims[-1:] != [width] or self.dims.get(node.output[0], [])[-1:] != [width]:
+            return False
+        if node.op_type in ("Concat", "Gather"):
+            axis = int(options.get("axis", 0))  # type: ignore[call-overload] # an int attribute
+            return axis % rank != rank - 1
+        if node.op_type == "Transpose":
+            order = list(options.get("perm", [0]))  # type: ignore[call-overload] # ints
+            return bool(order[-1] == rank - 1)
+        if node.op_type == "Slice":
+            axes = self.graph.value(node.input[3]) if len(node.input) > 3 else None
+            return axes is not None and all(int(a) % rank != rank - 1 for a in axes.ravel())
+        return True

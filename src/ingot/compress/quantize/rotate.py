@@ -1,0 +1,218 @@
+"""Rotation: spread outlier channels over all channels, without changing any answer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from ingot.compress.method import Method
+from ingot.compress.quantize._graph import Graph
+from ingot.compress.quantize._rotations import hadamard_rotation, mean_keeping_rotation
+from ingot.compress.quantize._stream import Stream, find_streams
+from ingot.compress.quantize._values import ValuePath, find_value_paths
+from ingot.compress.quantize.prepare import prepare
+from ingot.compress.run import Run
+from ingot.core.errors import RecipeError
+from ingot.data.data import Array, Data
+from ingot.models.network import Form, Network, OnnxNetwork
+
+
+@dataclass(frozen=True)
+class Rotate(Method):
+    """Rotate what linear layers hand to each other, so that no channel sticks out; answers stay.
+
+    Two rotations cost nothing when the network runs, because weights take them up:
+
+    - values: attention mixes rows of V, not columns, so the columns of each head can be rotated by
+      a Hadamard matrix in the projection that makes them and back in the one that reads them;
+    - the residual stream of a pre-norm network: gains and shifts of its layer norms move into the
+      layers that read them, and a rotation Q with `Q 1 = 1` commutes with what is left,
+      LN(x Q) = LN(x) Q. It stays out, with the reason in the log, where anything but linear layers,
+      embeddings, sums and norms touches the stream, as in all post-norm networks (BERT).
+
+    Put it in front of a quantizer. It needs no data; signs and the parts of the matrices that are
+    not Hadamard come from the seed. A layer with no outliers may lose a little.
+
+    Attributes:
+        values: Rotate the values of attention.
+        stream: Rotate residual streams.
+
+    References:
+        Ashkboos et al., QuaRot, 2024. arXiv:2404.00456
+        Tseng et al., QuIP#, 2024. arXiv:2402.04396
+    """
+
+    values: bool = True
+    stream: bool = True
+
+    form: ClassVar[Form] = "onnx"
+
+    def __post_init__(self) -> None:
+        """Check the settings before any work starts."""
+        if not (self.values or self.stream):
+            raise RecipeError(
+                "Rotate must rotate values, streams or both; got neither. Leave one setting out."
+            )
+
+    def apply(self, net: Network, data: Data, run: Run) -> Network:
+        """Return the rotated network.
+
+        Raises:
+            RecipeError: Nothing can be rotated; the first reasons are named.
+        """
+        assert isinstance(net, OnnxNetwork)
+        graph = prepare(net.proto)
+        streams, refused = find_streams(graph) if self.stream else ([], {})
+        paths, left = find_value_paths(graph) if self.values else ([], {})
+        refused |= left
+        if not streams and not paths:
+            raise RecipeError(_nothing(refused))
+        for name, reason in refused.items():
+            run.log(name, operator=graph.by_name[name].op_type, left=reason)
+        rng = np.random.default_rng(run.seed)
+        for path in paths:
+            _rotate_values(graph, path, rng, run)
+        for stream in streams:
+            _rotate_stream(graph, stream, rng, run)
+        graph.index()
+        graph.drop_unused_weights()
+        return OnnxNetwork(graph.proto)
+
+
+def _nothing(refused: Mapping[str, str]) -> str:
+    reasons = "; ".join(f"{name!r}: {why}" for name, why in list(refused.items())[:3])
+    return (
+        "Rotate must find attention whose values come from one linear layer and go to another, or "
+        f"the residual stream of a pre-norm network; got neither ({reasons or 'no attention'}). "
+        "Leave this method out of the recipe."
+    )
+
+
+def _rotate_values(graph: Graph, path: ValuePath, rng: np.random.Generator, run: Run) -> None:
+    """W_v <- W_v R, b_v <- b_v R, W_o <- R^T W_o, head by head."""
+    heads, size = path.columns.shape
+    rotation = hadamard_rotation(size, rng)
+    first, second = graph.by_name[path.value], graph.by_name[path.output]
+    one, two = _value(graph, first, 1), _value(graph, second, 1)
+    peaks = {"value": _peak(one[:, path.columns.ravel()]), "output": _peak(two)}
+    one[:, path.columns] = one[:, path.columns] @ rotation
+    two[path.rows] = rotation.T @ two[path.rows]
+    _store(graph, first, 1, one)
+    _store(graph, second, 1, two)
+    if path.bias is not None:
+        node = graph.by_name[path.bias[0]]
+        bias = _value(graph, node, path.bias[1])
+        bias[path.columns] = bias[path.columns] @ rotation
+        _store(graph, node, path.bias[1], bias)
+    run.log(
+        path.output,
+        rotated="values",
+        heads=heads,
+        head_size=size,
+        value_peak_before=peaks["value"],
+        value_peak_after=_peak(one[:, path.columns.ravel()]),
+        output_peak_before=peaks["output"],
+        output_peak_after=_peak(two),
+    )
+
+
+def _rotate_stream(graph: Graph, stream: Stream, rng: np.random.Generator, run: Run) -> None:
+    """Writers get W Q and b Q; readers Q^T diag(g) W and a bias of b W; norms lose g and b."""
+    rotation = mean_keeping_rotation(stream.width, rng)
+    names = [*stream.writers, *(n for n in stream.readers if n not in stream.writers)]
+    before = max(_peak(_value(graph, graph.by_name[n], 1)) for n in names)
+    tables = dict[str, Array]()
+    for name, position in stream.constants:
+        node = graph.by_name[name]
+        shared = node.input[position]
+        if shared not in tables:
+            tables[shared] = _value(graph, node, position) @ rotation
+        added = f"{shared}_rotated_{stream.norms[0]}"
+        node.input[position] = graph.add_weight(added, tables[shared].astype(np.float32))
+    for name in stream.writers:
+        node = graph.by_name[name]
+        for position in (i for i in range(1, len(node.input)) if node.input[i]):
+            _store(graph, node, position, _value(graph, node, position) @ rotation)
+    for name, norm in stream.readers.items():
+        if norm is not None:
+            _take_affine(graph, graph.by_name[name], graph.by_name[norm])
+        node = graph.by_name[name]  # a shift may have been put behind it
+        _store(graph, node, 1, rotation.T @ _value(graph, node, 1))
+    for name in stream.norms:
+        node = graph.by_name[name]
+        for position in (i for i in range(1, len(node.input)) if node.input[i]):
+            _store(graph, node, position, np.full(stream.width, float(position == 1)))
+    run.log(
+        f"stream at {stream.norms[0]}",
+        rotated="stream",
+        width=stream.width,
+        norms=len(stream.norms),
+        writers=len(stream.writers),
+        readers=len(stream.readers),
+        weight_peak_before=before,
+        weight_peak_after=max(_peak(_value(graph, graph.by_name[n], 1)) for n in names),
+    )
+
+
+def _take_affine(graph: Graph, node: onnx.NodeProto, norm: onnx.NodeProto) -> None:
+    """Let a linear layer take up gain and shift of the norm it reads: x W = n (g W) + b W."""
+    weight = _value(graph, node, 1)
+    gain = _value(graph, norm, 1)
+    _store(graph, node, 1, gain[:, None] * weight)
+    if len(norm.input) < 3 or not norm.input[2]:
+        return
+    shift = _value(graph, norm, 2) @ weight
+    if not shift.any():
+        return
+    readers = graph.readers.get(node.output[0], [])
+    if node.op_type == "Gemm" and len(node.input) > 2 and node.input[2]:
+        _store(graph, node, 2, _value(graph, node, 2) + shift)
+    elif len(readers) == 1 and _adds_vector(graph, readers[0], len(shift)):
+        reader, position = readers[0]
+        _store(graph, reader, 1 - position, _value(graph, reader, 1 - position) + shift)
+    else:
+        _add_shift(graph, node, shift)
+
+
+def _adds_vector(graph: Graph, reader: tuple[onnx.NodeProto, int], width: int) -> bool:
+    node, position = reader
+    if node.op_type != "Add" or not graph.is_float_weight(node.input[1 - position]):
+        return False
+    return list(graph.weights[node.input[1 - position]].dims) == [width]
+
+
+def _add_shift(graph: Graph, node: onnx.NodeProto, shift: Array) -> None:
+    """Add a constant to the result of a layer that has no bias yet."""
+    stored = graph.add_weight(f"{node.name}_shift", shift.astype(np.float32))
+    if node.op_type == "Gemm":
+        del node.input[2:]
+        node.input.append(stored)
+        return
+    out, name = node.output[0], node.name
+    node.output[0] = f"{out}_unshifted"
+    add = helper.make_node("Add", [node.output[0], stored], [out], f"{name}_add_shift")
+    nodes = graph.nodes
+    at = next(i + 1 for i, n in enumerate(nodes) if n.name == name)
+    graph.replace_nodes([*nodes[:at], add, *nodes[at:]])
+
+
+def _value(graph: Graph, node: onnx.NodeProto, position: int) -> Array:
+    """Return a constant input in double precision, as a copy."""
+    value = graph.value(node.input[position])
+    assert value is not None
+    return value.astype(np.float64)
+
+
+def _store(graph: Graph, node: onnx.NodeProto, position: int, value: Array) -> None:
+    """Give a node a constant of its own: the old one may be shared."""
+    name = f"{node.name}_rotated_{position}"
+    node.input[position] = graph.add_weight(name, np.ascontiguousarray(value, np.float32))
+
+
+def _peak(weight: Array) -> float:
+    """Return the largest magnitude over the root mean square: what makes a grid coarse."""
+    power = float(np.sqrt(np.mean(weight**2)))
+    return float(np.abs(weight).max()) / power if power else 0.0
