@@ -212,7 +212,7 @@ class _Walk:
             return False
         if node.op_type in ("Concat", "Gather"):
             axis = int(options.get("axis", 0))  # type: ignore[call-overload] # an int attribute
-            return axis % rank != rank - 1
+            return bool(axis % rank != rank - 1)
         if node.op_type == "Transpose":
             order = list(options.get("perm", [0]))  # type: ignore[call-overload] # ints
             return bool(order[-1] == rank - 1)
