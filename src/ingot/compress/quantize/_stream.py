@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import onnx
-from onnx import shape_inference
 
-from ingot.compress.quantize._graph import Graph, attributes
+from ingot.compress.quantize._graph import Graph, attributes, known_dims
 from ingot.compress.quantize.placement import linear_layers
 
 # These pick, repeat or reorder rows; whether they leave the last axis alone is checked.
@@ -49,7 +48,7 @@ def find_streams(graph: Graph) -> tuple[list[Stream], dict[str, str]]:
     Args:
         graph: A prepared graph.
     """
-    dims = _dims(graph)
+    dims = known_dims(graph.proto)
     layers = frozenset(linear_layers(graph, ("Gemm", "MatMul")))
     streams, refused, seen = list[Stream](), dict[str, str](), set[str]()
     for norm in [n for n in graph.nodes if n.op_type == "LayerNormalization"]:
@@ -63,19 +62,6 @@ def find_streams(graph: Graph) -> tuple[list[Stream], dict[str, str]]:
             refused[norm.name] = str(left)
         seen |= walk.seen
     return streams, refused
-
-
-def _dims(graph: Graph) -> Dims:
-    """Return the shape of every tensor as far as it is known."""
-    proto = shape_inference.infer_shapes(graph.proto, data_prop=True)
-    found: dict[str, list[int | None]] = {w.name: list(w.dims) for w in proto.graph.initializer}
-    for info in (*proto.graph.input, *proto.graph.value_info, *proto.graph.output):
-        if info.type.tensor_type.HasField("shape"):
-            found[info.name] = [
-                d.dim_value if d.HasField("dim_value") else None
-                for d in info.type.tensor_type.shape.dim
-            ]
-    return found
 
 
 @dataclass(slots=True)

@@ -3,13 +3,14 @@
 Attention mixes rows of V, never its columns, so columns can be rotated before and back after it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import helper
 
-from ingot.compress.quantize._graph import Graph
+from ingot.compress.quantize._graph import Graph, known_dims
 from ingot.compress.quantize.placement import linear_layers
 from ingot.data.data import Array
 
@@ -53,7 +54,7 @@ def find_value_paths(graph: Graph) -> tuple[list[ValuePath], dict[str, str]]:
     Returns:
         Paths, and reasons by the name of the layer that reads the product.
     """
-    layers = linear_layers(graph)
+    layers, dims = linear_layers(graph), known_dims(graph.proto)
     paths, refused = list[ValuePath](), dict[str, str]()
     for name in layers:
         node = graph.by_name[name]
@@ -62,7 +63,7 @@ def find_value_paths(graph: Graph) -> tuple[list[ValuePath], dict[str, str]]:
         if product is None or product.op_type != "MatMul" or product.name in layers:
             continue
         try:
-            paths.append(_trace(graph, product, after, node))
+            paths.append(_trace(graph, dims, product, (after, node)))
         except _Left as left:
             refused[name] = str(left)
     return paths, refused
@@ -80,23 +81,33 @@ def _back(graph: Graph, tensor: str) -> tuple[list[Step], str]:
 
 
 def _trace(
-    graph: Graph, product: onnx.NodeProto, after: list[Step], output: onnx.NodeProto
+    graph: Graph,
+    dims: Mapping[str, list[int | None]],
+    product: onnx.NodeProto,
+    end: tuple[list[Step], onnx.NodeProto],
 ) -> ValuePath:
-    """Send column numbers through the graph; what arrives says which row meets which column."""
+    """Send column numbers through the graph; what arrives says which row meets which column.
+
+    Sizes that depend on the input are taken to be 1.
+    """
+    after, output = end
     before, start = _back(graph, product.input[1])
     source, bias = _projection(graph, start)
     width = graph.weights[source.input[1]].dims[1]
-    one_token = np.arange(width).reshape(*[1] * (1 if source.op_type == "Gemm" else 2), width)
-    labels = _follow(graph, start, one_token, before)
-    columns = labels.reshape(-1, labels.shape[-1])
+    shape = [size or 1 for size in dims.get(start, [None, None, width])]
+    labels = _follow(graph, start, np.broadcast_to(np.arange(width), shape), before)
+    columns = np.unique(labels.reshape(-1, labels.shape[-1]), axis=0)
     if columns.shape[1] < 2 or len(np.unique(columns)) < columns.size:
         raise _Left("heads have one column each, or share some")
     arrived = _follow(graph, product.output[0], labels, after)
+    arrived = np.unique(arrived.reshape(-1, arrived.shape[-1]), axis=0)
     rows = graph.weights[output.input[1]].dims[0]
-    if arrived.shape[-1] != rows or arrived.size != rows or columns.size != rows:
+    if arrived.shape != (1, rows) or columns.size != rows or len(np.unique(arrived)) < rows:
         raise _Left("the heads do not end side by side")
-    place = np.empty(width, np.int64)
-    place[arrived.ravel()] = np.arange(rows)
+    place = np.full(width, -1, np.int64)
+    place[arrived[0]] = np.arange(rows)
+    if (place[columns] < 0).any():
+        raise _Left("the heads do not end side by side")
     return ValuePath(source.name, bias, output.name, columns, place[columns])
 
 
@@ -145,14 +156,14 @@ def _follow(graph: Graph, tensor: str, labels: Array, steps: list[Step]) -> Arra
 
 
 def _move(graph: Graph, node: onnx.NodeProto, labels: Array) -> list[Array]:
-    """Return what a moving node makes of the labels of one token."""
+    """Return what a moving node makes of the labels."""
     from onnx.reference import ReferenceEvaluator
 
     if node.op_type not in MOVING:
         raise _Left(f"{node.op_type} {node.name!r} reads it")
     feeds: dict[str, Array] = {node.input[0]: labels}
     for name in node.input[1:]:
-        value = _one_token(graph, name) if node.op_type == "Reshape" else graph.value(name)
+        value = _smallest_shape(graph, name) if node.op_type == "Reshape" else graph.value(name)
         if name and value is None:
             raise _Left(f"{node.op_type} {node.name!r} depends on its input")
         if name and value is not None:
@@ -165,12 +176,12 @@ def _move(graph: Graph, node: onnx.NodeProto, labels: Array) -> list[Array]:
     try:
         moved = ReferenceEvaluator(model).run(None, feeds)
     except (ValueError, IndexError, RuntimeError) as error:
-        raise _Left(f"{node.op_type} {node.name!r} does not fit one token") from error
+        raise _Left(f"{node.op_type} {node.name!r} moves more than one token") from error
     return [np.asarray(part) for part in moved]
 
 
-def _one_token(graph: Graph, name: str) -> Array | None:
-    """Return the shape that a Reshape makes of one row of one token: sizes of the input are 1."""
+def _smallest_shape(graph: Graph, name: str) -> Array | None:
+    """Return the shape that a Reshape makes where sizes that depend on the input are 1."""
     value = graph.value(name)
     if value is not None:
         return value
