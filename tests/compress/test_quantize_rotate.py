@@ -108,6 +108,31 @@ class Decoder:
         return onnx.shape_inference.infer_shapes(made, data_prop=True)
 
 
+class Vision(Decoder):
+    """Patches of a picture, one pre-norm block, the mean of all rows, a head."""
+
+    def __init__(self, seed=0):
+        self.rng, self.nodes, self.weights = np.random.default_rng(seed), [], {}
+        self.biases, self.row = True, 1.0
+        self.weight("kernel", self.rng.normal(size=(WIDTH, 3, 4, 4)))
+        self.weight("offset", self.rng.normal(size=WIDTH))
+        self.weight("rows", np.array([0, WIDTH, -1]), np.int64)
+        self.weight("places", self.rng.normal(size=(1, 4, WIDTH)))
+        self.node("Conv", "image kernel offset", "conv", strides=[4, 4])
+        self.node("Reshape", "conv rows", "flat")
+        self.node("Transpose", "flat", "patches", perm=[0, 2, 1])
+        self.node("Add", "patches places", "x1")
+        self.node("Add", f"x1 {self.feed_forward(self.norm('x1', 'n1'))}", "x2")
+        self.node("ReduceMean", self.norm("x2", "n2"), "mean", axes=[1], keepdims=0)
+        self.linear("mean", "head", WIDTH, 5)
+
+    def proto(self):
+        image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, 8, 8])
+        made = super().proto()
+        made.graph.input[0].CopyFrom(image)
+        return onnx.shape_inference.infer_shapes(made, data_prop=True)
+
+
 def apply(proto, method=None, run=None):
     found = onnx.ModelProto.FromString(proto.SerializeToString())
     made = (method or Rotate()).apply(OnnxNetwork(found), None, run or Run()).proto
@@ -189,6 +214,17 @@ def test_answers_of_a_pre_norm_network_stay_the_same(fused, biases, method):
     proto = Decoder(fused=fused, biases=biases).proto()
 
     assert_same(apply(proto, method), proto)
+
+
+def test_a_convolution_that_cuts_patches_writes_to_the_stream():
+    proto, run = Vision().proto(), Run()
+    feeds = {"image": np.random.default_rng(3).normal(size=(4, 3, 8, 8)).astype(np.float32)}
+    made = apply(proto, run=run)
+    facts = dict(run.records)["stream at n1"]
+
+    assert_same(made, proto, feeds)
+    assert (facts["norms"], facts["writers"], facts["readers"]) == (2, 2, 2)
+    assert np.abs(weight(made, "conv") - weight(proto, "conv")).max() > 0.1
 
 
 def test_norms_hand_their_gain_and_shift_to_the_layers_that_read_them():

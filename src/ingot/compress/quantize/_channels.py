@@ -123,10 +123,10 @@ def _is_per_channel(graph: Graph, name: str, layout: _Layout) -> bool:
     """Whether this is a constant with one value, or one per channel."""
     if not graph.is_float_weight(name):
         return False
-    dims = list(graph.weights[name].dims)
-    padded = (*[1] * (len(layout.shape) - len(dims)), *dims)
-    if len(padded) != len(layout.shape):
+    dims, rank = list(graph.weights[name].dims), len(layout.shape)
+    if any(d != 1 for d in dims[:-rank]):
         return False
+    padded = (*[1] * (rank - len(dims)), *dims[-rank:])
     return all(d in (1, s) for d, s in zip(padded, layout.shape, strict=True))
 
 

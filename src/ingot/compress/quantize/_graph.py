@@ -9,6 +9,8 @@ from onnx import helper, numpy_helper, shape_inference
 from ingot.data.data import Array
 from ingot.models.onnx_format import subgraphs
 
+PROTO_LIMIT = 2_000_000_000  # bytes that protobuf serializes
+
 
 @dataclass(slots=True)
 class Graph:
@@ -113,7 +115,9 @@ def known_dims(proto: onnx.ModelProto) -> dict[str, list[int | None]]:
 
     A size that depends on the input is None; a tensor whose rank is not known is missing.
     """
-    inferred = shape_inference.infer_shapes(proto, data_prop=True).graph
+    inferred = proto.graph  # as it is when it is too large to be handed to the checker
+    if proto.ByteSize() < PROTO_LIMIT:
+        inferred = shape_inference.infer_shapes(proto, data_prop=True).graph
     found: dict[str, list[int | None]] = {w.name: list(w.dims) for w in inferred.initializer}
     for info in (*inferred.input, *inferred.value_info, *inferred.output):
         if info.type.tensor_type.HasField("shape"):

@@ -7,15 +7,16 @@ layer norms and linear layers read it, the norms being read by linear layers alo
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx
 
 from ingot.compress.quantize._graph import Graph, attributes, known_dims
 from ingot.compress.quantize.placement import linear_layers
 
-# These pick, repeat or reorder rows; whether they leave the last axis alone is checked.
+# These pick, repeat, reorder or average rows; that they leave the last axis alone is checked.
 ROWWISE = frozenset(
-    ("Concat", "Expand", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose")
-) | frozenset(("Unsqueeze",))
+    ("Concat", "Expand", "Gather", "Identity", "ReduceMean", "ReduceSum", "Reshape", "Slice")
+) | frozenset(("Squeeze", "Transpose", "Unsqueeze"))
 Dims = Mapping[str, list[int | None]]
 
 
@@ -26,7 +27,8 @@ class Stream:
     Attributes:
         width: Channels.
         constants: (node, input position) of embedding tables and of constants that are added.
-        writers: Linear layers whose results are added to it.
+        writers: Linear layers whose results are added to it, and convolutions that cut pictures
+            into its rows.
         readers: Linear layers that read it, and the layer norm they read it through, if any.
         norms: Its layer norms.
     """
@@ -101,8 +103,28 @@ class _Walk:
             self.constant(node, 0)
         elif node.op_type in ROWWISE and self.keeps_rows(node):
             self.operands(node, range(len(node.input) if node.op_type == "Concat" else 1))
+        elif (patches := self.patches(node)) is not None:
+            self.check_bias(patches)
+            self.stream.writers.append(patches.name)
         else:
             raise _Left(f"{node.op_type} {node.name!r} writes to it")
+
+    def patches(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
+        """Return the convolution whose output pixels this node makes the rows of the stream."""
+        flat = self.graph.maker.get(node.input[0])
+        conv = self.graph.maker.get(flat.input[0]) if flat is not None and flat.input else None
+        if conv is None or flat is None or conv.op_type != "Conv" or flat.op_type != "Reshape":
+            return None
+        parts, pixels = self.dims.get(conv.output[0], []), self.dims.get(flat.output[0], [])
+        area = np.prod([size or 0 for size in parts[2:]])
+        swaps = list(attributes(node).get("perm", [])) == [0, 2, 1]  # type: ignore[call-overload] # ints
+        alone = all(
+            len(self.graph.readers[n.output[0]]) == 1 and n.output[0] not in self.graph.outputs
+            for n in (conv, flat)
+        )
+        whole = attributes(conv).get("group", 1) == 1
+        fits = swaps and alone and whole and area > 0 and pixels[1:] == [self.stream.width, area]
+        return conv if fits and self.graph.is_float_weight(conv.input[1]) else None
 
     def operands(self, node: onnx.NodeProto, positions: range) -> None:
         for position in positions:
@@ -133,7 +155,7 @@ class _Walk:
     def check_bias(self, node: onnx.NodeProto) -> None:
         if len(node.input) < 3 or not node.input[2]:
             return
-        width = self.graph.weights[node.input[1]].dims[1]
+        width = self.graph.weights[node.input[1]].dims[0 if node.op_type == "Conv" else 1]
         is_vector = node.input[2] in self.graph.weights and self.dims[node.input[2]] == [width]
         if not is_vector or attributes(node).get("beta", 1.0) != 1.0:
             raise _Left(f"the bias of {node.name!r} is not one constant per column")
@@ -202,7 +224,10 @@ class _Walk:
         if node.op_type == "Transpose":
             order = list(options.get("perm", [0]))  # type: ignore[call-overload] # ints
             return bool(order[-1] == rank - 1)
-        if node.op_type == "Slice":
-            axes = self.graph.value(node.input[3]) if len(node.input) > 3 else None
-            return axes is not None and all(int(a) % rank != rank - 1 for a in axes.ravel())
+        if node.op_type in ("ReduceMean", "ReduceSum", "Slice"):
+            at = 3 if node.op_type == "Slice" else 1
+            given = self.graph.value(node.input[at]) if len(node.input) > at else None
+            axes = options.get("axes", []) if given is None else given.ravel()
+            where = [int(a) % rank for a in axes]  # type: ignore[attr-defined] # ints
+            return bool(where) and rank - 1 not in where
         return True

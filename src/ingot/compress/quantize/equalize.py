@@ -118,7 +118,8 @@ class _Weights:
         if (name, position) not in self.added:
             value = self.graph.value(self.graph.by_name[name].input[position])
             assert value is not None
-            self.added[name, position] = np.broadcast_to(value.astype(np.float64), shape)
+            aligned = value.reshape(value.shape[-len(shape) :])
+            self.added[name, position] = np.broadcast_to(aligned.astype(np.float64), shape)
         return self.added[name, position]
 
     def write(self) -> None:

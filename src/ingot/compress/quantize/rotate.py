@@ -124,18 +124,9 @@ def _rotate_stream(graph: Graph, stream: Stream, rng: np.random.Generator, run: 
     rotation = mean_keeping_rotation(stream.width, rng)
     names = [*stream.writers, *(n for n in stream.readers if n not in stream.writers)]
     before = max(_peak(_value(graph, graph.by_name[n], 1)) for n in names)
-    tables = dict[str, Array]()
-    for name, position in stream.constants:
-        node = graph.by_name[name]
-        shared = node.input[position]
-        if shared not in tables:
-            tables[shared] = _value(graph, node, position) @ rotation
-        added = f"{shared}_rotated_{stream.norms[0]}"
-        node.input[position] = graph.add_weight(added, tables[shared].astype(np.float32))
+    _rotate_constants(graph, stream, rotation)
     for name in stream.writers:
-        node = graph.by_name[name]
-        for position in (i for i in range(1, len(node.input)) if node.input[i]):
-            _store(graph, node, position, _value(graph, node, position) @ rotation)
+        _rotate_outputs(graph, graph.by_name[name], rotation)
     for name, norm in stream.readers.items():
         if norm is not None:
             _take_affine(graph, graph.by_name[name], graph.by_name[norm])
@@ -155,6 +146,26 @@ def _rotate_stream(graph: Graph, stream: Stream, rng: np.random.Generator, run: 
         weight_peak_before=before,
         weight_peak_after=max(_peak(_value(graph, graph.by_name[n], 1)) for n in names),
     )
+
+
+def _rotate_constants(graph: Graph, stream: Stream, rotation: Array) -> None:
+    """Rotate embedding tables and constants once each, under names of this stream's own."""
+    for name, position in stream.constants:
+        node = graph.by_name[name]
+        added = f"{node.input[position]}_rotated_{stream.norms[0]}"
+        if added not in graph.weights:
+            value = _value(graph, node, position) @ rotation
+            graph.add_weight(added, value.astype(np.float32))
+        node.input[position] = added
+
+
+def _rotate_outputs(graph: Graph, node: onnx.NodeProto, rotation: Array) -> None:
+    """Rotate weights and bias along the output channels."""
+    for position in (i for i in range(1, len(node.input)) if node.input[i]):
+        value = _value(graph, node, position)
+        axis = 0 if node.op_type == "Conv" else value.ndim - 1
+        rotated = np.moveaxis(value, axis, -1) @ rotation
+        _store(graph, node, position, np.moveaxis(rotated, -1, axis))
 
 
 def _take_affine(graph: Graph, node: onnx.NodeProto, norm: onnx.NodeProto) -> None:
