@@ -288,6 +288,43 @@ def test_a_stream_that_is_given_out_stays():
     np.testing.assert_array_equal(weight(made, "x0", 0), weight(proto, "x0", 0))
 
 
+@pytest.mark.parametrize("output", ["n3", "pooled"])
+def test_a_last_norm_that_no_layer_reads_is_rotated_back(output):
+    decoder, run = Decoder(), Run()
+    decoder.nodes = [n for n in decoder.nodes if n.name not in ("token", "head")]
+    decoder.node("ReduceMax", "n3", "pooled", axes=[1], keepdims=0)
+    proto = decoder.proto(outputs=(output,))
+    made = apply(proto, run=run)
+
+    assert dict(run.records)["stream at n1"]["rotated_back"] == 1
+    assert_same(made, proto)
+    assert [o.name for o in made.graph.output] == [output]
+
+
+def test_a_norm_of_embeddings_alone_is_left():
+    decoder, run = Decoder(), Run()
+    decoder.weight("g", np.ones(WIDTH))
+    decoder.weight("b", np.zeros(WIDTH))
+    at = next(i for i, n in enumerate(decoder.nodes) if n.name == "x1")
+    norm = helper.make_node("LayerNormalization", ["x0", "g", "b"], ["e"], name="e")
+    decoder.nodes[at].input[0] = "e"
+    decoder.nodes.insert(at, norm)
+    apply(decoder.proto(), run=run)
+    logged = dict(run.records)
+
+    assert logged["e"]["left"] == "no linear layer reads it"
+    assert logged["n1"]["left"] == "LayerNormalization 'e' writes to it"
+
+
+def test_a_norm_that_layers_and_others_read_stops_the_stream():
+    decoder, run = Decoder(), Run()
+    decoder.node("Tanh", "n2", "side")
+    apply(decoder.proto(outputs=("head", "side")), run=run)
+
+    reason = dict(run.records)["n1"]["left"]
+    assert reason == "Tanh reads the result of a norm beside linear layers"
+
+
 def test_a_stream_that_an_activation_reads_stays():
     decoder, run = Decoder(), Run()
     decoder.node("Sigmoid", "x2", "gate")

@@ -1,7 +1,7 @@
 """The residual stream of a pre-norm network: everything that writes to it and reads it.
 
 A stream can be rotated if only linear layers, embedding tables and constants write to it, and only
-layer norms and linear layers read it, the norms being read by linear layers alone.
+layer norms and linear layers read it, each norm being read by linear layers alone or by none.
 """
 
 from collections.abc import Mapping
@@ -31,6 +31,8 @@ class Stream:
             into its rows.
         readers: Linear layers that read it, and the layer norm they read it through, if any.
         norms: Its layer norms.
+        restored: Those that no linear layer reads, as the last one of an encoder: a product behind
+            them rotates back.
     """
 
     width: int
@@ -38,6 +40,7 @@ class Stream:
     writers: list[str] = field(default_factory=list)
     readers: dict[str, str | None] = field(default_factory=dict)
     norms: list[str] = field(default_factory=list)
+    restored: list[str] = field(default_factory=list)
 
 
 class _Left(Exception):
@@ -83,6 +86,8 @@ class _Walk:
             name = self.waiting.pop()
             self.visit_maker(name)
             self.visit_readers(name)
+        if not self.stream.readers:
+            raise _Left("no linear layer reads it")
 
     def add(self, tensor: str) -> None:
         if tensor not in self.seen:
@@ -181,19 +186,28 @@ class _Walk:
         if not last or not plain or any(o in self.graph.readers for o in node.output[1:]):
             raise _Left(f"{node.name!r} is no plain norm of the last axis")
         self.stream.norms.append(node.name)
-        self.visit_normed(node.output[0], node.name)
+        ends = self.ends(node.output[0])
+        linear = [n for n, i in ends if n is not None and n.name in self.layers and i == 0]
+        if not linear:
+            self.stream.restored.append(node.name)
+        elif len(linear) < len(ends):
+            kinds = ["the caller" if n is None else n.op_type for n, _ in ends if n not in linear]
+            hint = ": a post-norm network" if "Add" in kinds else ""
+            raise _Left(f"{kinds[0]} reads the result of a norm beside linear layers{hint}")
+        for layer in linear:
+            self.read(layer, node.name)
 
-    def visit_normed(self, tensor: str, norm: str) -> None:
+    def ends(self, tensor: str) -> list[tuple[onnx.NodeProto | None, int]]:
+        """Return who reads a tensor and where, past what moves rows; None is the caller."""
+        found: list[tuple[onnx.NodeProto | None, int]] = []
         if tensor in self.graph.outputs:
-            raise _Left(f"{tensor!r}, the result of a norm, is an output")
+            found.append((None, 0))
         for node, position in self.graph.readers.get(tensor, ()):
-            if node.name in self.layers and position == 0:
-                self.read(node, norm)
-            elif node.op_type != "Concat" and self.moves(node, position):
-                self.visit_normed(node.output[0], norm)
+            if node.op_type != "Concat" and self.moves(node, position):
+                found += self.ends(node.output[0])
             elif node.op_type not in ("Shape", "Size"):
-                hint = ": a post-norm network" if node.op_type == "Add" else ""
-                raise _Left(f"{node.op_type} {node.name!r} reads the result of a norm{hint}")
+                found.append((node, position))
+        return found
 
     def read(self, node: onnx.NodeProto, norm: str | None) -> None:
         if len(self.graph.weights[node.input[1]].dims) != 2:

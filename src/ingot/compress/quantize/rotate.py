@@ -24,14 +24,16 @@ from ingot.models.network import Form, Network, OnnxNetwork
 class Rotate(Method):
     """Rotate what linear layers hand to each other, so that no channel sticks out; answers stay.
 
-    Two rotations cost nothing when the network runs, because weights take them up:
+    Weights take up two rotations:
 
     - values: attention mixes rows of V, not columns, so the columns of each head can be rotated by
       a Hadamard matrix in the projection that makes them and back in the one that reads them;
     - the residual stream of a pre-norm network: gains and shifts of its layer norms move into the
       layers that read them, and a rotation Q with `Q 1 = 1` commutes with what is left,
       LN(x Q) = LN(x) Q. It stays out, with the reason in the log, where anything but linear layers,
-      embeddings, sums and norms touches the stream, as in all post-norm networks (BERT).
+      embeddings, sums and norms touches the stream, as in all post-norm networks (BERT). Behind a
+      norm that no linear layer reads, the last of an encoder, one product rotates back: the only
+      one that is computed when the network runs.
 
     Put it in front of a quantizer. It needs no data; signs and the parts of the matrices that are
     not Hadamard come from the seed. A layer with no outliers may lose a little.
@@ -132,6 +134,8 @@ def _rotate_stream(graph: Graph, stream: Stream, rng: np.random.Generator, run: 
             _take_affine(graph, graph.by_name[name], graph.by_name[norm])
         node = graph.by_name[name]  # a shift may have been put behind it
         _store(graph, node, 1, rotation.T @ _value(graph, node, 1))
+    for name in stream.restored:
+        _restore(graph, name, rotation)
     for name in stream.norms:
         node = graph.by_name[name]
         for position in (i for i in range(1, len(node.input)) if node.input[i]):
@@ -143,9 +147,23 @@ def _rotate_stream(graph: Graph, stream: Stream, rng: np.random.Generator, run: 
         norms=len(stream.norms),
         writers=len(stream.writers),
         readers=len(stream.readers),
+        rotated_back=len(stream.restored),
         weight_peak_before=before,
         weight_peak_after=max(_peak(_value(graph, graph.by_name[n], 1)) for n in names),
     )
+
+
+def _restore(graph: Graph, name: str, rotation: Array) -> None:
+    """Put x Q^T diag(g) + b behind a norm: what it gave before."""
+    norm = graph.by_name[name]
+    out, matrix = norm.output[0], rotation.T * _value(graph, norm, 1)
+    shift = _value(graph, norm, 2) if len(norm.input) > 2 and norm.input[2] else None
+    norm.output[0] = f"{out}_rotated"
+    stored = graph.add_weight(f"{name}_back", np.ascontiguousarray(matrix, np.float32))
+    product = helper.make_node("MatMul", [norm.output[0], stored], [out], f"{name}_rotate_back")
+    _insert_after(graph, name, product)
+    if shift is not None and shift.any():
+        _add_shift(graph, graph.by_name[product.name], shift)
 
 
 def _rotate_constants(graph: Graph, stream: Stream, rotation: Array) -> None:
@@ -205,9 +223,13 @@ def _add_shift(graph: Graph, node: onnx.NodeProto, shift: Array) -> None:
     out, name = node.output[0], node.name
     node.output[0] = f"{out}_unshifted"
     add = helper.make_node("Add", [node.output[0], stored], [out], f"{name}_add_shift")
+    _insert_after(graph, name, add)
+
+
+def _insert_after(graph: Graph, name: str, node: onnx.NodeProto) -> None:
     nodes = graph.nodes
     at = next(i + 1 for i, n in enumerate(nodes) if n.name == name)
-    graph.replace_nodes([*nodes[:at], add, *nodes[at:]])
+    graph.replace_nodes([*nodes[:at], node, *nodes[at:]])
 
 
 def _value(graph: Graph, node: onnx.NodeProto, position: int) -> Array:
