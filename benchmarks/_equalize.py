@@ -1,7 +1,8 @@
 """Equalization and rotation, measured: what they save when one scale serves a whole layer.
 
 ResNet-20 on CIFAR-10, as published and with rows of its weights scaled by log-uniform factors that
-the next layer takes back through the ReLU (the same function, hard to quantize); MiniLM on STS-B;
+the next layer takes back through the ReLU (the same function, hard to quantize); a face detector
+with depthwise convolutions and a judge of speech quality, as published; MiniLM on STS-B;
 a decoder of random weights whose residual stream has one loud channel.
 """
 
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import _minilm
 import _nets
+import _small_models
 import numpy as np
 from _vision import _jpeg, _npz
 from scipy.stats import spearmanr
@@ -46,7 +48,12 @@ TEXT_FORMS: dict[str, Method] = {
 def measure(shared: Path, work: Path) -> list[dict]:
     """Return one row per network, form and method in front of it."""
     work.mkdir(parents=True, exist_ok=True)
-    return [*_resnet20(shared, work), *_minilm_rows(shared, work), *_decoder_rows(work)]
+    return [
+        *_resnet20(shared, work),
+        *_detectors(shared, work),
+        *_minilm_rows(shared, work),
+        *_decoder_rows(work),
+    ]
 
 
 def _resnet20(shared: Path, work: Path) -> Iterator[dict]:
@@ -64,6 +71,19 @@ def _resnet20(shared: Path, work: Path) -> Iterator[dict]:
             for label, before in (("", ()), ("Equalize", (Equalize(),))):
                 small = Recipe((*before, method)).apply(model, data, root=work / "store")
                 yield _accuracy(name, form, label, small, test)
+
+
+def _detectors(shared: Path, work: Path) -> Iterator[dict]:
+    """Measure two published networks without labels: how far int8 answers are from fp32."""
+    for load in (_small_models.face_detector, _small_models.dnsmos):
+        model, data = load(shared, work)
+        test = data.split("test")
+        truth = predict_split(model, ENGINE, test).reshape(len(test), -1)
+        for form, method in FORMS.items():
+            for label, before in (("", ()), ("Equalize", (Equalize(),))):
+                small = Recipe((*before, method)).apply(model, data, root=work / "store")
+                found = predict_split(small, ENGINE, test).reshape(len(test), -1)
+                yield _row(load.__name__, form, label, _closeness(truth, found))
 
 
 def _plant_rows(source: Path, target: Path) -> None:
