@@ -6,6 +6,7 @@ with depthwise convolutions and a judge of speech quality, as published; MiniLM 
 a decoder of random weights whose residual stream has one loud channel.
 """
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from ingot.evaluate.metrics import cosine_rows
 from ingot.models.load import load_model
 from ingot.models.model import Model
 from ingot.runtime.engine import EngineConfig
+from ingot.runtime.engines import open_session
+from ingot.runtime.feeds import feeds_at
 
 ENGINE = EngineConfig("onnxruntime", threads=1)
 LEAST, MOST = 0.05, 20.0  # factors of planted rows
@@ -42,6 +45,11 @@ TEXT_FORMS: dict[str, Method] = {
     "W4 per tensor": QuantizeWeights(bits=4, granularity="tensor"),
     "W8A8": QuantizeStatic(),
     "W8A8 min-max": QuantizeStatic(observer="min-max"),
+}
+ROTATIONS: dict[str, tuple[Method, ...]] = {
+    "": (),
+    "Rotate": (Rotate(),),
+    "Rotate online": (Rotate(online=True),),
 }
 
 
@@ -111,10 +119,12 @@ def _minilm_rows(shared: Path, work: Path) -> Iterator[dict]:
     model, _, data = _minilm.prepare(shared, work)
     test = data.split("test").take(range(PAIRS))
     truth = predict_split(model, ENGINE, Split(test.inputs))
-    yield _row("MiniLM, STS-B", "fp32", "", {"spearman": _spearman(truth, test)})
+    facts = {"spearman": _spearman(truth, test), "latency_ms": _latency(model)}
+    yield _row("MiniLM, STS-B", "fp32", "", facts)
     for form, label, small in _forms(model, data, work):
         found = predict_split(small, ENGINE, Split(test.inputs))
         facts = _closeness(truth, found) | {"spearman": _spearman(found, test)}
+        facts["latency_ms"] = _latency(small)
         yield _row("MiniLM, STS-B", form, label, facts)
 
 
@@ -133,7 +143,7 @@ def _decoder_rows(work: Path) -> Iterator[dict]:
 
 def _forms(model: Model, data: Data, work: Path) -> Iterator[tuple[str, str, Model]]:
     for form, method in TEXT_FORMS.items():
-        for label, before in (("", ()), ("Rotate", (Rotate(),))):
+        for label, before in ROTATIONS.items():
             yield form, label, Recipe((*before, method)).apply(model, data, root=work / "store")
 
 
@@ -145,6 +155,18 @@ def _closeness(truth: np.ndarray, found: np.ndarray) -> dict[str, float]:
         "worst_cosine": float(cosine.min()),
         "relative_error": float(np.linalg.norm(found - truth) / np.linalg.norm(spread)),
     }
+
+
+def _latency(model: Model) -> float:
+    """Return the least of 15 calls at batch 1 x 128 in milliseconds, one thread: a rough guide."""
+    session, feeds = open_session(model, ENGINE), feeds_at(model, 1, 128)
+    times = []
+    for _ in range(15):
+        start = time.perf_counter()
+        session.run(feeds)
+        times.append(time.perf_counter() - start)
+    session.close()
+    return 1000 * min(times)
 
 
 def _spearman(vectors: np.ndarray, test: Split) -> float:

@@ -340,6 +340,51 @@ def test_values_that_are_given_out_stay():
         apply(proto, Rotate(stream=False))
 
 
+@pytest.mark.parametrize("width", [32, 48])
+def test_a_rotation_in_front_of_the_second_half_of_a_feed_forward_changes_no_answer(width):
+    proto, tokens, run = tiny_transformer(width=width, layers=2), toy_tokens(16), Run()
+    made = apply(proto, Rotate(values=False, stream=False, online=True), run)
+    logged = [facts for _, facts in run.records if facts.get("rotated") == "input"]
+
+    assert_same(made, proto, tokens)
+    assert [facts["block"] for facts in logged] == [2 * width & -(2 * width)] * 2
+
+
+def test_all_three_rotations_go_together():
+    proto = Decoder(fused=True).proto()
+
+    assert_same(apply(proto, Rotate(online=True)), proto)
+
+
+def test_no_quantizer_takes_a_rotation_for_a_layer():
+    proto, tokens = tiny_transformer(), toy_tokens(16)
+    made = apply(proto, Rotate(online=True))
+    data = Data({"calibration": Split(tokens)}, Task.NONE, "")
+    small = QuantizeStatic(attention=True).apply(OnnxNetwork(made), data, Run()).proto
+
+    rotation = next(n for n in small.graph.node if n.name == "gelu_rotated_blocks")
+    stored = next(w for w in small.graph.initializer if w.name == rotation.input[0])
+    assert stored.data_type == TensorProto.FLOAT
+    assert rotation.input[1] == "gelu_blocks"
+    quantized = {n.input[0] for n in small.graph.node if n.op_type == "QuantizeLinear"}
+    assert "gelu_rotated" in quantized
+    assert "gelu" not in quantized
+
+
+def test_a_loud_channel_of_a_feed_forward_costs_less_after_rotation():
+    proto = tiny_transformer()
+    for found in proto.graph.initializer:
+        value = numpy_helper.to_array(found).copy()
+        if found.name in ("w_u", "b_u"):
+            value[..., 3] *= 40
+        elif found.name == "w_d":
+            value[3] /= 40
+        found.CopyFrom(numpy_helper.from_array(value, found.name))
+    tokens, method = toy_tokens(24), Rotate(values=False, stream=False, online=True)
+
+    assert error(apply(proto, method), INT8, tokens) < 0.6 * error(proto, INT8, tokens)
+
+
 def test_the_seed_decides():
     proto = Decoder().proto()
     one, two, again = (apply(proto, run=Run(seed=s)) for s in (0, 1, 0))
@@ -354,7 +399,7 @@ def test_networks_without_attention_or_a_stream_are_refused():
 
 
 def test_a_recipe_that_rotates_nothing_is_refused():
-    with pytest.raises(RecipeError, match="values, streams or both"):
+    with pytest.raises(RecipeError, match="values, streams or activations"):
         Rotate(values=False, stream=False)
 
 
@@ -393,7 +438,7 @@ def test_a_loud_channel_of_the_values_costs_less_after_rotation(method):
     assert error(apply(proto), method, tokens) < 0.8 * error(proto, method, tokens)
 
 
-@pytest.mark.parametrize("method", [Rotate(), Rotate(stream=False)])
+@pytest.mark.parametrize("method", [Rotate(), Rotate(online=True)])
 def test_rotate_keeps_the_contract_on_an_encoder(method, encoder, tokens):
     check_method(method, encoder, ingot.make_data({"test": ingot.Split(tokens)}, task="none"))
 

@@ -9,15 +9,21 @@ import onnx
 from onnx import helper
 
 from ingot.compress.method import Method
-from ingot.compress.quantize._graph import Graph
+from ingot.compress.quantize._graph import Graph, known_dims
 from ingot.compress.quantize._rotations import hadamard_rotation, mean_keeping_rotation
 from ingot.compress.quantize._stream import Stream, find_streams
 from ingot.compress.quantize._values import ValuePath, find_value_paths
+from ingot.compress.quantize.placement import linear_layers
 from ingot.compress.quantize.prepare import prepare
 from ingot.compress.run import Run
 from ingot.core.errors import RecipeError
 from ingot.data.data import Array, Data
 from ingot.models.network import Form, Network, OnnxNetwork
+
+ACTIVATIONS = frozenset(
+    ("Div", "Elu", "Gelu", "HardSwish", "LeakyRelu", "Mul", "Relu", "Selu", "Sigmoid", "Softplus")
+) | frozenset(("Swish", "Tanh"))
+SMALLEST_BLOCK, LARGEST_BLOCK = 4, 64
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,17 @@ class Rotate(Method):
       norm that no linear layer reads, the last of an encoder, one product rotates back: the only
       one that is computed when the network runs.
 
+    A third, `online`, is computed when the network runs: in front of linear layers that read an
+    activation function (the second half of a feed-forward), blocks of up to 64 channels are
+    multiplied by a Hadamard matrix, in float. It costs at most 64 products per channel of a row.
+
     Put it in front of a quantizer. It needs no data; signs and the parts of the matrices that are
     not Hadamard come from the seed. A layer with no outliers may lose a little.
 
     Attributes:
         values: Rotate the values of attention.
         stream: Rotate residual streams.
+        online: Rotate what linear layers read from activation functions.
 
     References:
         Ashkboos et al., QuaRot, 2024. arXiv:2404.00456
@@ -49,14 +60,16 @@ class Rotate(Method):
 
     values: bool = True
     stream: bool = True
+    online: bool = False
 
     form: ClassVar[Form] = "onnx"
 
     def __post_init__(self) -> None:
         """Check the settings before any work starts."""
-        if not (self.values or self.stream):
+        if not (self.values or self.stream or self.online):
             raise RecipeError(
-                "Rotate must rotate values, streams or both; got neither. Leave one setting out."
+                "Rotate must rotate values, streams or activations; got none of them. "
+                "Leave one setting out."
             )
 
     def apply(self, net: Network, data: Data, run: Run) -> Network:
@@ -70,7 +83,8 @@ class Rotate(Method):
         streams, refused = find_streams(graph) if self.stream else ([], {})
         paths, left = find_value_paths(graph) if self.values else ([], {})
         refused |= left
-        if not streams and not paths:
+        activations = _activations(graph) if self.online else []
+        if not streams and not paths and not activations:
             raise RecipeError(_nothing(refused))
         for name, reason in refused.items():
             run.log(name, operator=graph.by_name[name].op_type, left=reason)
@@ -79,9 +93,64 @@ class Rotate(Method):
             _rotate_values(graph, path, rng, run)
         for stream in streams:
             _rotate_stream(graph, stream, rng, run)
+        for tensor, layers in activations:
+            _rotate_online(graph, tensor, layers, rng, run)
         graph.index()
         graph.drop_unused_weights()
         return OnnxNetwork(graph.proto)
+
+
+def _activations(graph: Graph) -> list[tuple[tuple[str, int], list[str]]]:
+    """Return (result of an activation function, its rank) and the linear layers that read it."""
+    found: dict[str, list[str]] = {}
+    for name in linear_layers(graph, ("Gemm", "MatMul")):
+        node = graph.by_name[name]
+        maker, weight = graph.maker.get(node.input[0]), graph.weights[node.input[1]]
+        if maker is None or maker.op_type not in ACTIVATIONS or len(weight.dims) != 2:
+            continue
+        if _block(weight.dims[0]) >= SMALLEST_BLOCK:
+            found.setdefault(node.input[0], []).append(name)
+    dims = known_dims(graph.proto)
+    known = ((tensor, len(dims.get(tensor, [])), layers) for tensor, layers in found.items())
+    return [((tensor, rank), layers) for tensor, rank, layers in known if rank]
+
+
+def _block(width: int) -> int:
+    """Return the largest power of two that divides the width, up to 64."""
+    return min(width & -width, LARGEST_BLOCK)
+
+
+def _rotate_online(
+    graph: Graph, at: tuple[str, int], layers: list[str], rng: np.random.Generator, run: Run
+) -> None:
+    """Channel i b + j of b blocks becomes sum_k R_ik x_kj; rows of the weights likewise.
+
+    The matrix stands on the left, so no quantizer takes it for the weights of a layer.
+    """
+    width = graph.weights[graph.by_name[layers[0]].input[1]].dims[0]
+    size, (tensor, rank) = _block(width), at
+    lead = rank - 1
+    rotation = hadamard_rotation(size, rng)
+    matrix = graph.add_weight(f"{tensor}_hadamard", rotation.astype(np.float32))
+    split = graph.add_weight(f"{tensor}_split", np.array([0] * lead + [size, width // size]))
+    join = graph.add_weight(f"{tensor}_join", np.array([0] * lead + [width]))
+    parts = [f"{tensor}_{part}" for part in ("blocks", "rotated_blocks", "rotated")]
+    made = [
+        helper.make_node("Reshape", [tensor, split], [parts[0]], parts[0]),
+        helper.make_node("MatMul", [matrix, parts[0]], [parts[1]], parts[1]),
+        helper.make_node("Reshape", [parts[1], join], [parts[2]], parts[2]),
+    ]
+    for name in layers:
+        node = graph.by_name[name]
+        weight = _value(graph, node, 1)
+        rotated = np.tensordot(rotation, weight.reshape(size, width // size, -1), axes=1)
+        _store(graph, node, 1, rotated.reshape(weight.shape))
+        node.input[0] = parts[2]
+        facts = {"weight_peak_before": _peak(weight), "weight_peak_after": _peak(rotated)}
+        run.log(name, rotated="input", block=size, **facts)
+    maker = graph.maker[tensor].name
+    for new in reversed(made):
+        _insert_after(graph, maker, new)
 
 
 def _nothing(refused: Mapping[str, str]) -> str:
