@@ -132,8 +132,10 @@ def _rotate_online(
     lead = rank - 1
     rotation = hadamard_rotation(size, rng)
     matrix = graph.add_weight(f"{tensor}_hadamard", rotation.astype(np.float32))
-    split = graph.add_weight(f"{tensor}_split", np.array([0] * lead + [size, width // size]))
-    join = graph.add_weight(f"{tensor}_join", np.array([0] * lead + [width]))
+    split = graph.add_weight(
+        f"{tensor}_split", np.array([0] * lead + [size, width // size], np.int64)
+    )
+    join = graph.add_weight(f"{tensor}_join", np.array([0] * lead + [width], np.int64))
     parts = [f"{tensor}_{part}" for part in ("blocks", "rotated_blocks", "rotated")]
     made = [
         helper.make_node("Reshape", [tensor, split], [parts[0]], parts[0]),
