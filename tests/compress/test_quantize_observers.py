@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from ingot.compress.quantize.observers import (
     OBSERVERS,
+    ChannelMinMax,
     Entropy,
     Histogram,
     MeanSquare,
@@ -65,6 +66,39 @@ def test_per_channel_moving_average_gives_the_printed_grids():
 
     np.testing.assert_array_equal(grid.scale.round(4), np.float32([0.0090, 0.0075, 0.0055]))
     np.testing.assert_array_equal(grid.zero_point, [125, 187, 82])
+
+
+def test_channel_min_max_gives_each_row_its_own_range():
+    low, high = watch(ChannelMinMax(axis=0), FIRST, SECOND).channels()
+
+    np.testing.assert_allclose(low, [-1.1270, -1.3974, -0.4574], rtol=1e-6)
+    np.testing.assert_allclose(high, [1.1674, 0.9568, 1.4707], rtol=1e-6)
+
+
+def test_channel_min_max_gives_an_activation_the_range_of_all_channels():
+    assert watch(ChannelMinMax(), FIRST, SECOND).range() == watch(MinMax(), FIRST, SECOND).range()
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 5), st.integers(0, 1000), st.sampled_from([0, 1, -1]))
+def test_channel_ranges_merge_in_any_grouping(rows, seed, axis):
+    rng = np.random.default_rng(seed)
+    batches = [rng.normal(size=(rows, 4, 3)) for _ in range(3)]
+    whole = watch(ChannelMinMax(axis), *batches).channels()
+    a, b, c = (watch(ChannelMinMax(axis), batch) for batch in batches)
+    d, e, f = (watch(ChannelMinMax(axis), batch) for batch in batches)
+    a.merge(b)
+    a.merge(c)  # (a + b) + c
+    e.merge(f)
+    d.merge(e)  # a + (b + c)
+
+    np.testing.assert_array_equal(a.channels(), whole)
+    np.testing.assert_array_equal(d.channels(), whole)
+
+
+def test_channel_min_max_refuses_another_number_of_channels():
+    with pytest.raises(RecipeError, match="same channels; got 3 on axis -1 after 4"):
+        watch(ChannelMinMax(), np.ones((2, 4)), np.ones((2, 3)))
 
 
 def test_moving_average_continues_exactly_when_merged():

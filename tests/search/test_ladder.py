@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 
+from ingot.compress.quantize.equalize import Equalize
 from ingot.compress.quantize.static import QuantizeStatic
 from ingot.compress.recipe import Recipe
 from ingot.core.progress import SILENT
@@ -49,7 +50,8 @@ def test_the_worst_layers_are_left_in_float_together_and_one_at_a_time(job):
 
     found = repair(job, judged(outcome(2.0), broken), SILENT)
 
-    methods = [trial.recipe.methods[0] for trial in found]
+    assert found[-1].recipe.methods == (Equalize(), broken.trial.recipe.methods[0])
+    methods = [trial.recipe.methods[0] for trial in found[:-1]]
     assert methods[0] == replace(
         broken.trial.recipe.methods[0], rounding="gptq", bias_correction=True
     )

@@ -6,6 +6,7 @@ from math import ceil
 
 from ingot.compress.depth.drop_layers import DropLayers
 from ingot.compress.distill.distill import Distill
+from ingot.compress.quantize.equalize import Equalize
 from ingot.compress.quantize.prepare import prepare
 from ingot.compress.quantize.static import QuantizeStatic
 from ingot.compress.recipe import Recipe
@@ -20,6 +21,7 @@ from ingot.search.journal import Journal
 from ingot.search.judge import Judged, Qualities, judge_all
 from ingot.search.make import Made, make_all
 from ingot.search.sensitivity import layer_sensitivity
+from ingot.search.space import architecture
 from ingot.search.trial import Outcome, Trial
 
 Rung = Callable[[Job, Judged, Progress], tuple[Trial, ...]]
@@ -68,7 +70,10 @@ def repair(job: Job, judged: Judged, progress: Progress) -> tuple[Trial, ...]:
     counts = sorted({min(2, len(worst)), ceil(len(worst) / 8), ceil(len(worst) / 4)} - {0})
     groups = [worst[:count] for count in counts] + [[layer] for layer in worst[1:ALONE]]
     forms += [replace(last, skip=(*last.skip, *layers)) for layers in groups]
-    return tuple(Trial(Recipe((*before, form)), broken.trial.config) for form in forms)
+    recipes = [Recipe((*before, form)) for form in forms]
+    if architecture(job.model) == "cnn":  # transformers have no two layers with only ReLU between
+        recipes.append(Recipe((*before, Equalize(), last)))
+    return tuple(Trial(recipe, broken.trial.config) for recipe in recipes)
 
 
 def elsewhere(job: Job, judged: Judged, progress: Progress) -> tuple[Trial, ...]:

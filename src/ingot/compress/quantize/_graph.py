@@ -4,11 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper, numpy_helper, shape_inference
 
 from ingot.data.data import Array
 from ingot.models.external import ExternalData, is_external
 from ingot.models.onnx_format import subgraphs
+
+PROTO_LIMIT = 2_000_000_000  # bytes that protobuf serializes
 
 
 @dataclass(slots=True)
@@ -115,6 +117,24 @@ def _read_inside(graph: onnx.GraphProto) -> frozenset[str]:
     """Return the tensors that graphs inside this one read; names of their own do no harm."""
     _, *inner = subgraphs(graph)
     return frozenset(name for part in inner for node in part.node for name in node.input)
+
+
+def known_dims(proto: onnx.ModelProto) -> dict[str, list[int | None]]:
+    """Return the shape of every tensor of the main graph as far as it is known.
+
+    A size that depends on the input is None; a tensor whose rank is not known is missing.
+    """
+    inferred = proto.graph  # as it is when it is too large to be handed to the checker
+    if proto.ByteSize() < PROTO_LIMIT:
+        inferred = shape_inference.infer_shapes(proto, data_prop=True).graph
+    found: dict[str, list[int | None]] = {w.name: list(w.dims) for w in inferred.initializer}
+    for info in (*inferred.input, *inferred.value_info, *inferred.output):
+        if info.type.tensor_type.HasField("shape"):
+            found[info.name] = [
+                d.dim_value if d.HasField("dim_value") else None
+                for d in info.type.tensor_type.shape.dim
+            ]
+    return found
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, object]:

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from ingot.compress.quantize.observers import Observer, Range
+from ingot.compress.quantize.observers import ChannelMinMax, Observer, Range
 from ingot.core.errors import DataError, RecipeError
 from ingot.core.progress import SILENT, Progress
 from ingot.data.data import Array, Split
@@ -45,26 +45,29 @@ def calibrate(
     """
     watchers = {name: make() for name in tensors}
     for values in activations(proto, split, tensors, progress):
-        for name, value in values.items():
-            try:
-                watchers[name].update(value)
-            except RecipeError as error:
-                raise RecipeError(
-                    f"Tensor {name!r} must stay finite on the calibration data. {error}"
-                ) from error
+        _update(watchers, values)
     return {name: watcher.range() for name, watcher in watchers.items()}
+
+
+def _update(watchers: Mapping[str, Observer], values: Mapping[str, Array]) -> None:
+    for name, value in values.items():
+        try:
+            watchers[name].update(value)
+        except RecipeError as error:
+            raise RecipeError(
+                f"Tensor {name!r} must stay finite on the calibration data. {error}"
+            ) from error
 
 
 def channel_peaks(
     proto: onnx.ModelProto, split: Split, tensors: Sequence[str], *, progress: Progress = SILENT
 ) -> dict[str, Array]:
     """Return the largest magnitude in each channel (the last axis) of each tensor over a split."""
-    peaks: dict[str, Array] = {}
+    watchers = {name: ChannelMinMax() for name in tensors}
     for values in activations(proto, split, tensors, progress):
-        for name, value in values.items():
-            peak = np.abs(value).reshape(-1, value.shape[-1]).max(axis=0)
-            peaks[name] = np.maximum(peaks[name], peak) if name in peaks else peak
-    return peaks
+        _update(watchers, values)
+    found = {name: watcher.channels() for name, watcher in watchers.items()}
+    return {name: np.maximum(-low, high) for name, (low, high) in found.items()}
 
 
 def unpadded_batches(split: Split, rows: int = BATCH_ROWS) -> Iterator[Feeds]:

@@ -61,6 +61,62 @@ class MinMax:
         return _seen(self.low, self.high)
 
 
+class ChannelMinMax:
+    """Smallest and largest value ever seen in each channel.
+
+    Engines take one grid for a whole activation, and `range` is that of all channels together, as
+    `MinMax` gives it. `channels` says what one grid per channel would cover: what SmoothQuant moves
+    into weights, and what the grids of constant weights are made of.
+
+    Args:
+        axis: The channel axis.
+    """
+
+    def __init__(self, axis: int = -1) -> None:
+        self.axis = axis
+        self.low = self.high = np.zeros(0)
+
+    def update(self, values: Array) -> None:
+        """Widen each channel's range to hold its values.
+
+        Raises:
+            RecipeError: There are more or fewer channels than before, or a value is not finite.
+        """
+        if values.size:
+            _bounds(values)
+            rows = np.moveaxis(np.atleast_1d(values), self.axis, -1)
+            rows = rows.reshape(-1, rows.shape[-1])
+            self._widen(rows.min(axis=0), rows.max(axis=0))
+
+    def merge(self, other: Self) -> None:
+        """Widen each channel's range to hold the other's."""
+        if other.low.size:
+            self._widen(other.low, other.high)
+
+    def range(self) -> Range:
+        """Return the range of all channels together."""
+        return _seen(self.low.min(initial=np.inf), self.high.max(initial=-np.inf))
+
+    def channels(self) -> tuple[Array, Array]:
+        """Return the lowest and the highest value of each channel, `(channels,)` each.
+
+        Raises:
+            RecipeError: Nothing was observed.
+        """
+        self.range()
+        return self.low, self.high
+
+    def _widen(self, low: Array, high: Array) -> None:
+        if self.low.size not in (0, low.size):
+            raise RecipeError(
+                f"Every batch must have the same channels; got {low.size} on axis {self.axis} "
+                f"after {self.low.size}. Observe this tensor with min-max."
+            )
+        first = not self.low.size
+        self.low = low if first else np.minimum(self.low, low)
+        self.high = high if first else np.maximum(self.high, high)
+
+
 class MovingAverage:
     """Exponential average of each batch's minimum and maximum, `m <- m + c (m_batch - m)`.
 
@@ -221,6 +277,7 @@ class Entropy(_Histogram):
 
 OBSERVERS: dict[str, Callable[[], Observer]] = {
     "min-max": MinMax,
+    "channel-min-max": ChannelMinMax,
     "moving-average": MovingAverage,
     "histogram": Histogram,
     "percentile": Percentile,

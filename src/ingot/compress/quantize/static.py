@@ -34,8 +34,8 @@ class QuantizeStatic(Method):
     turn into integer kernels: int8 weights, uint8 activations.
 
     Attributes:
-        observer: Rule for activation ranges: `min-max`, `moving-average`, `histogram`,
-            `percentile`, `mse`, `entropy`.
+        observer: Rule for activation ranges: `min-max`, `channel-min-max`, `moving-average`,
+            `histogram`, `percentile`, `mse`, `entropy`.
         per_channel: One weight scale per output channel instead of one per layer.
         operators: ONNX operator types that may run as integers.
         skip: Names of layers or embedding tables that stay in float.
