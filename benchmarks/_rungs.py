@@ -1,6 +1,7 @@
 """Single steps of post-training compression, each measured on its own."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import _peers
@@ -36,7 +37,9 @@ from ingot.search.optimize import optimize
 from ingot.search.sensitivity import layer_sensitivity
 from ingot.search.trial import Trial
 
-OBSERVERS = ("min-max", "moving-average", "histogram", "percentile", "mse", "entropy")
+OBSERVERS = (
+    "min-max", "moving-average", "histogram", "percentile", "mse", "entropy", "channel-min-max",
+)  # fmt: skip
 ORT = EngineConfig("onnxruntime", threads=physical_cores())
 OPENVINO = EngineConfig("openvino", "fp32", physical_cores())
 DROP = "spearman drop <= 0.005"
@@ -136,8 +139,16 @@ def throughput(shared: Path, work: Path) -> Section:
     )
     plain = Recipe((QuantizeStatic(attention=True),)).apply(model, data, root=work / "store")
     bf16 = EngineConfig("openvino", "bf16", physical_cores())
+    beside = replace(bf16, streams=physical_cores())
     ways = {
-        "ingot, chosen artefact, sorted": (open_session(best, bf16), _by_length),
+        "ingot, chosen artefact, sorted, a stream per core": (
+            open_session(best, beside),
+            _by_length,
+        ),
+        "ingot, all six layers, sorted, a stream per core": (
+            open_session(plain, beside),
+            _by_length,
+        ),
         "ingot, all six layers, sorted": (open_session(plain, bf16), _by_length),
         "openvino-nncf, sorted": (nncf, _by_length),
         "openvino-nncf, as given, padded to the longest of 32": (nncf, _as_given),
@@ -151,7 +162,7 @@ def throughput(shared: Path, work: Path) -> Section:
             times[name].append(time.perf_counter() - begin)
     count = len(next(iter(feeds.values())))
     speed = {name: count / np.array(t[1:]) for name, t in times.items()}
-    ours, _, sorted_peer, naive = (speed[name] for name in ways)
+    ours, _, _, sorted_peer, naive = (speed[name] for name in ways)
     table = [[name, f"{np.median(v):.0f} [{v.min():.0f}, {v.max():.0f}]"]
              for name, v in speed.items()]  # fmt: skip
     return Section([

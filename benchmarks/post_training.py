@@ -17,6 +17,7 @@ os.environ.setdefault("INGOT_HOME", str(WORK / "home"))
 os.environ["PYTHONPATH"] = str(HERE)  # factories are named by module, in children too
 
 import _rungs  # noqa: E402 # the environment comes first
+import _systems  # noqa: E402
 from _contest import contest  # noqa: E402
 from _results import assemble, keep  # noqa: E402
 from _zoo import NETWORKS  # noqa: E402
@@ -33,6 +34,10 @@ COLUMNS = {
     "throughput": ["way", "sentences/s"],
     "observers": ["network", "observer", "fp32", "int8", "lost, points"],
     "zeroquant": ["form", "cosine with fp32", "Spearman x 100", "seconds"],
+    "rewrites": ["network", "form", "in front", "found"],
+    "scale": ["layers", "parameters, 1e9", "float, GB", "float / small", "seconds", "peak GiB",
+              "layers in 4 bits", "cosine of logits"],
+    "roofline": ["network", "GMAC", "latency, ms", "TOPS", "of the peak"],
 }  # fmt: skip
 SECTIONS = {
     **{name: partial(contest, network) for name, network in NETWORKS.items()},
@@ -43,6 +48,9 @@ SECTIONS = {
     "ladder": _rungs.ladder,
     "planted": _rungs.planted,
     "zeroquant": _rungs.zeroquant,
+    "equalization": _systems.equalization,
+    "scale": _systems.scale,
+    "roofline": _systems.roofline,
 }
 
 
