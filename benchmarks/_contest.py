@@ -100,7 +100,7 @@ def contest(network: Network, shared: Path, work: Path) -> Section:
         section.claims.append(_nothing_held(network, result))
         return section
     judged = _judge_peers(network, model, data, work)
-    _race(network, result, judged, data, section=section, work=work)
+    _race(network, result, judged, (model, data), section=section, work=work)
     return section
 
 
@@ -138,8 +138,15 @@ def _judge_peers(network: Network, model: Model, data: Data, work: Path) -> dict
 
 
 def _race(
-    network: Network, result: Result, judged: dict, data: Data, *, section: Section, work: Path
+    network: Network,
+    result: Result,
+    judged: dict,
+    sides: tuple[Model, Data],
+    *,
+    section: Section,
+    work: Path,
 ) -> None:
+    model, data = sides
     chosen, threads = result.chosen, physical_cores()
     feeds = _timing(network, result.model, data)
     entries = [ours("ingot", result.model, chosen.trial.config)]
@@ -163,6 +170,11 @@ def _race(
                  openings=2)  # fmt: skip
     best = last.best_peers()[0]
     value, low, high = last.ratio("ingot", best)
+    section.rows["summary"] = [[
+        network.name, chosen.trial.label, f"{last.typical('ingot'):.3g}",
+        f"{best} {last.typical(best):.3g}", f"{value:.2f} [{low:.2f}, {high:.2f}]",
+        f"{footprint(model) / footprint(result.model):.2f}", network.claim,
+    ]]  # fmt: skip
     section.claims.append(Claim(
         f"{network.name}: latency / best peer that keeps {network.claim!r}", value, low, high, "x",
         len(last.rounds["ingot"]), "upper bound <= 1.03", met=high <= 1.03,

@@ -1,5 +1,6 @@
 """Whole mechanisms, measured: streaming, equalization, and what is left of the machine's peak."""
 
+import json
 import time
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import _equalize
 import _scale
 import numpy as np
 from _minilm import exact
-from _results import Section
+from _results import Claim, Section
 
 from ingot.models.inspect import inspect_model
 from ingot.models.model import Model
@@ -79,6 +80,23 @@ def equalization(shared: Path, work: Path) -> Section:
 def _facts(row: dict) -> str:
     shown = {k: v for k, v in row.items() if k not in {"network", "form", "before", "n"}}
     return ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in shown.items())
+
+
+def together(shared: Path, work: Path) -> Section:
+    """Put the networks of the contest together: how much faster than the best peer of each."""
+    del shared
+    ratios = []
+    for name in ENTRIES:
+        path = work.parent / f"{name}.json"
+        claims = json.loads(path.read_text())["claims"] if path.exists() else []
+        found = [c for c in claims if "latency / best peer" in c["claim"] and c["n"]]
+        ratios += [(c["value"], c["low"], c["high"]) for c in found]
+    value, low, high = (float(np.exp(-np.log(v).mean())) for v in zip(*ratios, strict=True))
+    return Section([Claim(
+        f"{len(ratios)} networks: geometric mean of best peer / ours", value, high, low, "x",
+        len(ratios), ">= 1.2", met=value >= 1.2,
+        note="ends: geometric means of the ends of the networks' intervals",
+    )])  # fmt: skip
 
 
 def roofline(shared: Path, work: Path) -> Section:

@@ -23,6 +23,8 @@ from _results import assemble, keep  # noqa: E402
 from _zoo import NETWORKS  # noqa: E402
 
 COLUMNS = {
+    "summary": ["network", "ours", "ms", "best peer that keeps the claim, ms", "ours / peer",
+                "fp32 / ours, bytes", "claim"],
     "contest": [
         "network", "runner", "quality", "keeps the claim", "latency, ms", "MB", "cold start, s",
         "peak MB", "note",
@@ -51,6 +53,7 @@ SECTIONS = {
     "equalization": _systems.equalization,
     "scale": _systems.scale,
     "roofline": _systems.roofline,
+    "together": _systems.together,
 }
 
 

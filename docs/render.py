@@ -18,6 +18,7 @@ PAGES = (
     "README.md",
     "docs/reference/cli.md",
     "docs/evidence/first_light.md",
+    "docs/evidence/post_training.md",
     "src/ingot_workloads/digits/README.md",
     "src/ingot_workloads/sst2_encoder/README.md",
 )
