@@ -50,6 +50,11 @@ def resnet20() -> nn.Module:
     return CifarResNet(3)
 
 
+def resnet32() -> nn.Module:
+    """Return ResNet-32 for CIFAR-10, untrained: 0.46 M parameters."""
+    return CifarResNet(5)
+
+
 class Bottleneck(nn.Module):
     """1 x 1, 3 x 3, 1 x 1 with a projection shortcut where the shape changes."""
 

@@ -96,7 +96,7 @@ class _Writer:
         if bias is not None and x is not None:
             needed = np.abs(bias) / (float(x.scale) * BIAS_LIMIT)
             floor = needed if self.per_channel else needed.max()
-        grid = weight_grid(weight, axis if self.per_channel else None, floor=floor)
+        grid = self.rounder.grid(node, weight, axis if self.per_channel else None, floor)
         integers = self.rounder.integers(self.graph, node, weight, grid)
         restored = grid.dequantize(integers)
         shift = self.rounder.shift(self.graph, node, weight, restored)
