@@ -37,14 +37,15 @@ SIDE = 8
 LIMITS = (-7, 7)
 
 
-def two_convs(seed=0, *, activation="Relu", norms=True, width=8):
+def two_convs(seed=0, *, activation="Relu", norms=True, width=8, groups=1):
     """conv - norm - activation - conv - norm - residual add - ReLU - mean - linear."""
     rng = np.random.default_rng(seed)
     weights, nodes = {}, []
 
-    def conv(i, source, channels):
+    def conv(i, source, channels, group=1):
         weights[f"w{i}"] = rng.normal(0, (9 * channels) ** -0.5, (width, channels, 3, 3))
-        nodes.append(helper.make_node("Conv", [source, f"w{i}"], [f"c{i}"], pads=[1] * 4))
+        options = {"pads": [1] * 4, "group": group}
+        nodes.append(helper.make_node("Conv", [source, f"w{i}"], [f"c{i}"], **options))
         if not norms:
             return f"c{i}"
         parts = {"g": (0.4, 1.2), "b": (-0.4, 0.8), "m": (-0.3, 0.3), "v": (0.05, 1.5)}
@@ -58,7 +59,7 @@ def two_convs(seed=0, *, activation="Relu", norms=True, width=8):
     extra = ["zero", "six"] if activation == "Clip" else []
     weights |= {"zero": np.array(0.0), "six": np.array(6.0)} if extra else {}
     nodes.append(helper.make_node(activation, [first, *extra], ["a1"]))
-    second = conv(2, "a1", width)
+    second = conv(2, "a1", width // groups, groups)
     nodes.append(helper.make_node("Add", [second, "a1"], ["sum"]))
     nodes.append(helper.make_node("Relu", ["sum"], ["a2"]))
     nodes.append(helper.make_node("GlobalAveragePool", ["a2"], ["pooled"]))
@@ -69,11 +70,27 @@ def two_convs(seed=0, *, activation="Relu", norms=True, width=8):
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, SIDE, SIDE])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 5])
     graph = helper.make_graph(nodes, "net", [image], [logits], constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return as_trained(proto) if norms else proto
+
+
+def as_trained(proto):
+    """Set the running statistics to those of images, as training would."""
+    for i in (1, 2):
+        with torch.no_grad():
+            x = TorchGraph(proto).run({"image": images(256, seed=1)}, [f"c{i}"])[f"c{i}"]
+        for name, value in ((f"m{i}", x.mean((0, 2, 3))), (f"v{i}", x.var((0, 2, 3)))):
+            constant = next(w for w in proto.graph.initializer if w.name == name)
+            constant.CopyFrom(numpy_helper.from_array(value.numpy(), name))
+    return proto
 
 
 def images(rows=32, seed=3):
-    return np.random.default_rng(seed).normal(size=(rows, 3, SIDE, SIDE)).astype(np.float32)
+    """Return normalized images whose neighbouring pixels are alike."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.normal(size=(rows, 3, SIDE // 2, SIDE // 2)).repeat(2, axis=2).repeat(2, axis=3)
+    fine = rng.normal(size=(rows, 3, SIDE, SIDE))
+    return (0.8 * coarse + 0.6 * fine).astype(np.float32)
 
 
 def answer(proto, x):
@@ -404,6 +421,25 @@ def test_four_bits_answer_better_than_rounded_ones(net, test_only, granularity):
     rounded = DataFree(bits=4, granularity=granularity, steps=0, bias_correction=False)
 
     assert lost(trained, net, test_only) < 0.6 * lost(rounded, net, test_only)
+
+
+@pytest.mark.parametrize("groups", [2, 8])
+def test_groups_of_a_convolution_are_trained_each_on_its_own_inputs(tmp_path, test_only, groups):
+    onnx.save(two_convs(groups=groups), tmp_path / "grouped.onnx")
+    model = ingot.load_model(tmp_path / "grouped.onnx", name="grouped")
+    rounded = lost(DataFree(bits=4, steps=0, bias_correction=False), model, test_only)
+
+    assert lost(DataFree(bits=4), model, test_only) < 0.6 * rounded
+
+
+def test_clips_at_zero_are_bounds_like_any_other():
+    proto = two_convs(activation="Clip")
+    graph = prepare(proto, fold_norms=False)
+    graph.add_weight("zero", np.array(-1.0, np.float32))
+    graph.add_weight("six", np.array(0.0, np.float32))
+    statistics = norm_statistics(graph)
+
+    assert (clipped_mean(graph, statistics, "a1") < 0).all()
 
 
 def test_preconditioning_heals_channels_of_very_different_range(tmp_path, test_only):

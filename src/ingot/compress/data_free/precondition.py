@@ -120,9 +120,12 @@ def known_normal(
     if maker.op_type != "Clip":
         return None
     bounds = [graph.value(name) if name else None for name in maker.input[1:]]
-    values = [None if b is None else float(b.reshape(())) for b in bounds] + [None, None]
-    low, high = values[0], values[1]
-    return statistics[maker.input[0]], -np.inf if low is None else low, high or np.inf
+    low, high = [*bounds, None, None][:2]
+    return (
+        statistics[maker.input[0]],
+        -np.inf if low is None else float(low.reshape(())),
+        np.inf if high is None else float(high.reshape(())),
+    )
 
 
 def clipped_mean(graph: Graph, statistics: Mapping[str, Gaussian], tensor: str) -> Array | None:
