@@ -299,6 +299,28 @@ def test_ranges_reach_six_deviations_and_stop_at_the_activation():
     assert found["a2"][1] > 0
 
 
+def test_the_range_behind_a_relu_is_the_clipped_range_of_what_enters():
+    graph, statistics = folded()
+    source = LayerInputs(graph, statistics)
+
+    def found(name):
+        generator = torch.Generator().manual_seed(0)
+        return activation_ranges(source, [name], 6.0, rows=64, generator=generator)[name]
+
+    assert found("sum")[0] < 0
+    assert found("a2") == (0, found("sum")[1])
+
+
+def test_images_are_taken_to_be_normalized():
+    graph, statistics = folded()
+    generator = torch.Generator().manual_seed(0)
+    source = LayerInputs(graph, statistics)
+
+    for deviations, reach in ((6.0, 4.0), (3.0, 3.0)):
+        found = activation_ranges(source, ["image"], deviations, rows=1, generator=generator)
+        assert found == {"image": (-reach, reach)}
+
+
 def test_drawn_ranges_stop_where_values_pile_up():
     x = np.random.default_rng(0).normal(5, 1, (500, 1, 4)).clip(0, 5)
 

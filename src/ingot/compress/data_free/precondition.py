@@ -110,19 +110,21 @@ def known_normal(
 
     That is so for the output of a batch norm, and for ReLU and Clip of one.
     """
-    if tensor in statistics:
-        return statistics[tensor], -np.inf, np.inf
+    source, low, high = unclipped(graph, tensor)
+    return (statistics[source], low, high) if source in statistics else None
+
+
+def unclipped(graph: Graph, tensor: str) -> tuple[str, float, float]:
+    """Return what a ReLU or Clip makes a tensor of, and its bounds; else the tensor itself."""
     maker = graph.maker.get(tensor)
-    if maker is None or not maker.input or maker.input[0] not in statistics:
-        return None
-    if maker.op_type == "Relu":
-        return statistics[maker.input[0]], 0.0, np.inf
-    if maker.op_type != "Clip":
-        return None
-    bounds = [graph.value(name) if name else None for name in maker.input[1:]]
+    if maker is not None and maker.op_type == "Relu":
+        return maker.input[0], 0.0, np.inf
+    bounds = [graph.value(name) if name else None for name in maker.input[1:]] if maker else []
+    if maker is None or maker.op_type != "Clip" or len(bounds) < len(maker.input) - 1:
+        return tensor, -np.inf, np.inf
     low, high = [*bounds, None, None][:2]
     return (
-        statistics[maker.input[0]],
+        maker.input[0],
         -np.inf if low is None else float(low.reshape(())),
         np.inf if high is None else float(high.reshape(())),
     )
