@@ -138,7 +138,7 @@ class DataFree(Method):
         if self.steps or self.bias_correction:
             moments = draws.moments(plan.weights, run)
         else:
-            moments = draws.unit_moments(plan.weights)
+            moments, statistics = draws.unit_moments(plan.weights), {}
         ranges = activation_ranges(
             source, plan.observed, self.deviations, rows=self.rows, generator=generator
         )
