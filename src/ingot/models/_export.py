@@ -21,6 +21,7 @@ OPSET = 18
 _TOLERANCE = 1e-4  # of the largest output: float32 kernels of two libraries differ by 1e-6
 _BATCHES = (1, 2, 5)
 _PROTO_LIMIT = 1_800_000_000
+_HIDDEN = "ingot.hidden"
 
 
 def export(
@@ -67,15 +68,36 @@ def export(
 def _run_exporter(torch: Any, module: Any, inputs: Mapping[str, Any], axes: list[Any]) -> Any:
     args, kwargs = _arguments(module, inputs)
     shapes = tuple(axes) if args else dict(zip(inputs, axes, strict=True))
-    return torch.onnx.export(
+    program = torch.onnx.export(
         module,
         args,
         kwargs=kwargs or None,
         dynamo=True,
         opset_version=OPSET,
         dynamic_shapes=shapes,
+        optimize=False,
         verbose=False,
     )
+    with _norms_kept(program):
+        program.optimize()
+    return program
+
+
+@contextlib.contextmanager
+def _norms_kept(program: Any) -> Iterator[None]:
+    """Hide the batch norms after convolutions from the exporter's optimizer, which would fold them.
+
+    Every engine folds them too, but their statistics are all that a model knows of its training
+    data, and methods that need no data live on them.
+    """
+    norms = [node for node in program.model.graph if node.op_type == "BatchNormalization"]
+    makers = [node.inputs[0].producer() for node in norms]
+    kept = [n for n, m in zip(norms, makers, strict=True) if m is not None and m.op_type == "Conv"]
+    for node in kept:
+        node.domain = _HIDDEN
+    yield
+    for node in kept:
+        node.domain = ""
 
 
 def _arguments(module: Any, inputs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -8,7 +8,7 @@ import onnx
 
 from ingot.compress.quantize._graph import Graph
 from ingot.compress.quantize.moments import Moments, layer_moments, rows_to_weight, weight_rows
-from ingot.compress.quantize.qparams import QParams
+from ingot.compress.quantize.qparams import QParams, weight_grid
 from ingot.compress.quantize.rounding import Rounding, round_rows
 from ingot.core.progress import SILENT, Progress
 from ingot.data.data import Array, Split
@@ -27,6 +27,13 @@ class Rounder:
     how: Rounding = "nearest"
     bias_correction: bool = False
     moments: Mapping[str, Moments] = field(default_factory=dict)
+
+    def grid(
+        self, node: onnx.NodeProto, weight: Array, axis: int | None, floor: Array | float
+    ) -> QParams:
+        """Return the grid of a layer's weights; see `weight_grid`."""
+        del node
+        return weight_grid(weight, axis, floor=floor)
 
     def integers(self, graph: Graph, node: onnx.NodeProto, weight: Array, grid: QParams) -> Array:
         """Return the integers of a layer's weights on this grid."""
@@ -57,6 +64,58 @@ class Rounder:
         gap = weight_rows(graph, node, weight.astype(np.float64) - restored)
         shift: Array = np.einsum("goi,gi->go", gap, known.mean).reshape(-1)
         return shift
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A layer whose integers are found already.
+
+    Attributes:
+        integers: In the shape of the weights.
+        scale: One per output channel, `(channels,)`.
+        shift: What the bias has to take up, `(channels,)`, or None.
+    """
+
+    integers: Array
+    scale: Array
+    shift: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FittedRounder(Rounder):
+    """Hands out integers that were found elsewhere; layers without any are rounded to the nearest.
+
+    Attributes:
+        layers: By name.
+    """
+
+    layers: Mapping[str, Fitted] = field(default_factory=dict)
+
+    def grid(
+        self, node: onnx.NodeProto, weight: Array, axis: int | None, floor: Array | float
+    ) -> QParams:
+        """Return the fitted grid, coarser where a bias would not fit into 32 bits."""
+        known = self.layers.get(node.name)
+        if known is None or axis is None:
+            return weight_grid(weight, axis, floor=floor)
+        scale = np.maximum(known.scale, floor).astype(np.float32)
+        return QParams(scale, np.zeros(scale.shape, np.int8), "int8", axis, narrow=True)
+
+    def integers(self, graph: Graph, node: onnx.NodeProto, weight: Array, grid: QParams) -> Array:
+        """Return the fitted integers."""
+        known = self.layers.get(node.name)
+        if known is None or grid.axis is None:
+            return grid.quantize(weight)
+        shape = [1] * weight.ndim
+        shape[grid.axis] = -1
+        return grid.quantize(known.integers * known.scale.reshape(shape))
+
+    def shift(
+        self, graph: Graph, node: onnx.NodeProto, weight: Array, restored: Array
+    ) -> Array | None:
+        """Return what was found with the integers."""
+        known = self.layers.get(node.name)
+        return None if known is None else known.shift
 
 
 def make_rounder(

@@ -4,7 +4,7 @@ The squared error of a layer's output depends on its inputs only through `H = E[
 rounding, channel scales and bias corrections can all be chosen without keeping any activations.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,14 +62,34 @@ def layer_moments(
     Raises:
         RecipeError: An input is not finite; it is named.
     """
-    nodes = {name: graph.by_name[name] for name in layers}
-    nodes = {name: node for name, node in nodes.items() if _inputs(graph, node) <= WIDEST}
+    tensors = sorted({graph.by_name[name].input[0] for name in measurable(graph, layers)})
+    return sum_moments(graph, layers, activations(graph.proto, split, tensors, progress))
+
+
+def measurable(graph: Graph, layers: Collection[str]) -> list[str]:
+    """Return the layers that are narrow enough for their moments to be kept."""
+    return [name for name in layers if _inputs(graph, graph.by_name[name]) <= WIDEST]
+
+
+def sum_moments(
+    graph: Graph, layers: Collection[str], batches: Iterable[Mapping[str, Array]]
+) -> dict[str, Moments]:
+    """Return the moments of the inputs of each layer over batches of them.
+
+    Args:
+        graph: A prepared graph.
+        layers: Names of layers, as in `layer_moments`.
+        batches: Tensor name -> values, for every tensor that one of the layers reads.
+
+    Raises:
+        RecipeError: An input is not finite; it is named.
+    """
+    nodes = {name: graph.by_name[name] for name in measurable(graph, layers)}
     keys = {name: _key(graph, node) for name, node in nodes.items()}
     found: dict[tuple[str, str], Moments] = {}
     makers = {keys[name]: node for name, node in nodes.items()}
-    tensors = sorted({node.input[0] for node in nodes.values()})
     rng = np.random.default_rng(0)
-    for values in activations(graph.proto, split, tensors, progress):
+    for values in batches:
         for key, node in makers.items():
             _add(found, key, _rows(graph, node, values[node.input[0]], rng))
     return {name: found[key] for name, key in keys.items()}

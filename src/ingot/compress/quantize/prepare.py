@@ -21,20 +21,26 @@ INTEGER_OPERATORS = frozenset(
 
 
 def prepare(
-    proto: onnx.ModelProto, *, opset: int = LEAST_OPSET, files: ExternalData | None = None
+    proto: onnx.ModelProto,
+    *,
+    opset: int = LEAST_OPSET,
+    files: ExternalData | None = None,
+    fold_norms: bool = True,
 ) -> Graph:
     """Return the cleaned-up graph; `proto` is edited in place and its answers stay the same.
 
     The opset is raised to `opset` where it is older.
 
     Constant nodes become weights; constant expressions are computed; Identity and Dropout go;
-    batch norms are folded into the convolution before them; `alpha`, `beta` and transposed inputs
-    of Gemm are folded into its weights; GELU takes the form that engines recognise.
+    batch norms are folded into the convolution before them, unless `fold_norms` is off; `alpha`,
+    `beta` and transposed inputs of Gemm are folded into its weights; GELU takes the form that
+    engines recognise.
 
     Args:
         proto: The graph.
         opset: The least one that the result may have.
         files: Its large weights, if they are on disk.
+        fold_norms: Whether batch norms go into the convolutions before them.
 
     Raises:
         RecipeError: The graph is quantized already, or its opset cannot be raised.
@@ -46,7 +52,8 @@ def prepare(
     _lift_constants(graph)
     _fold_constants(graph)
     _drop_identities(graph)
-    _fold_batch_norms(graph)
+    if fold_norms:
+        fold_batch_norms(graph)
     _normalise_gemms(graph)
     _order_gelus(graph)
     graph.drop_unused_weights()
@@ -146,14 +153,35 @@ def _is_training(graph: Graph, node: onnx.NodeProto) -> bool:
     return value is None or bool(value)
 
 
-def _fold_batch_norms(graph: Graph) -> None:
+def fold_batch_norms(graph: Graph) -> dict[str, Array]:
+    """Fold each batch norm into the convolution before it, in place.
+
+    Returns:
+        Convolution -> what its output channels were multiplied by, `(channels,)`, float64.
+    """
+    factors: dict[str, Array] = {}
     folded: set[str] = set()
-    for norm in [n for n in graph.nodes if n.op_type == "BatchNormalization"]:
-        conv = graph.maker.get(norm.input[0])
-        if conv is not None and _can_fold(graph, conv, norm):
-            _fold_batch_norm(graph, conv, norm)
-            folded.add(norm.name)
+    for conv, norm in foldable_norms(graph):
+        factors[conv.name] = _fold_batch_norm(graph, conv, norm)
+        folded.add(norm.name)
     graph.replace_nodes([n for n in graph.nodes if n.name not in folded])
+    graph.drop_unused_weights()
+    return factors
+
+
+def foldable_norms(graph: Graph) -> list[tuple[onnx.NodeProto, onnx.NodeProto]]:
+    """Return every (convolution, batch norm) that can become one convolution."""
+    norms = [n for n in graph.nodes if n.op_type == "BatchNormalization"]
+    pairs = [(graph.maker.get(norm.input[0]), norm) for norm in norms]
+    return [(c, n) for c, n in pairs if c is not None and _can_fold(graph, c, n)]
+
+
+def norm_factor(graph: Graph, norm: onnx.NodeProto) -> Array:
+    """Return g / sqrt(v + e) of a batch norm, `(channels,)`, float64."""
+    gamma, var = _double(graph, norm.input[1]), _double(graph, norm.input[4])
+    epsilon = float(attributes(norm).get("epsilon", 1e-5))  # type: ignore[arg-type] # a float attribute
+    factor: Array = gamma / np.sqrt(var + epsilon)
+    return factor
 
 
 def _can_fold(graph: Graph, conv: onnx.NodeProto, norm: onnx.NodeProto) -> bool:
@@ -167,10 +195,10 @@ def _can_fold(graph: Graph, conv: onnx.NodeProto, norm: onnx.NodeProto) -> bool:
     )
 
 
-def _fold_batch_norm(graph: Graph, conv: onnx.NodeProto, norm: onnx.NodeProto) -> None:
+def _fold_batch_norm(graph: Graph, conv: onnx.NodeProto, norm: onnx.NodeProto) -> Array:
     """W' = W g / sqrt(v + e), b' = (b - m) g / sqrt(v + e) + beta, in double precision."""
-    gamma, beta, mean, var = (_double(graph, name) for name in norm.input[1:5])
-    factor = gamma / np.sqrt(var + float(attributes(norm).get("epsilon", 1e-5)))  # type: ignore[arg-type] # a float attribute
+    beta, mean = _double(graph, norm.input[2]), _double(graph, norm.input[3])
+    factor = norm_factor(graph, norm)
     weight = _double(graph, conv.input[1])
     bias = _double(graph, conv.input[2]) if len(conv.input) > 2 else np.zeros(len(weight))
     shaped = factor.reshape(-1, *[1] * (weight.ndim - 1))
@@ -183,6 +211,7 @@ def _fold_batch_norm(graph: Graph, conv: onnx.NodeProto, norm: onnx.NodeProto) -
     del conv.input[:]
     conv.input.extend(inputs)
     conv.output[0] = norm.output[0]
+    return factor
 
 
 def _double(graph: Graph, name: str) -> Array:

@@ -11,7 +11,7 @@ from ingot.compress.quantize._rounder import Rounder
 from ingot.compress.quantize.groups import Granularity, pack_rows, unpack_rows
 from ingot.compress.quantize.nearest import round_nearest, round_table
 from ingot.compress.quantize.placement import Plan
-from ingot.compress.quantize.qparams import QParams, sqnr_db, weight_grid
+from ingot.compress.quantize.qparams import QParams, sqnr_db
 from ingot.compress.run import Run
 from ingot.data.data import Array
 
@@ -91,7 +91,7 @@ class _Writer:
         if bias is not None and x is not None:
             needed = np.abs(bias) / (float(x.scale) * BIAS_LIMIT)
             floor = needed if self.per_channel else needed.max()
-        grid = weight_grid(weight, axis if self.per_channel else None, floor=floor)
+        grid = self.rounder.grid(node, weight, axis if self.per_channel else None, floor)
         integers = self.rounder.integers(self.graph, node, weight, grid)
         restored = grid.dequantize(integers)
         shift = self.rounder.shift(self.graph, node, weight, restored)

@@ -1,0 +1,1 @@
+"""Compression without data: what a network's own statistics say about its inputs."""
