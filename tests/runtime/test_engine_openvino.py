@@ -12,6 +12,7 @@ from ingot.data.data import Data, Split, Task
 from ingot.models.model import Lineage
 from ingot.models.store import copy_folder, open_model, store_model
 from ingot.runtime import cpu, openvino_engine
+from ingot.runtime._signal_stack import signal_stack
 from ingot.runtime.engine import EngineConfig
 from ingot.runtime.engines import open_session
 from ingot.runtime.openvino_engine import OpenVinoEngine
@@ -253,3 +254,12 @@ def test_batch_sizes_are_written_down_and_read_again():
     assert EngineConfig.from_json(config.to_json()) == config
     assert config.label == "openvino fp32 x1 for 1 at once"
     assert "batch_sizes" not in EngineConfig("openvino").to_json()
+
+
+def test_opening_leaves_the_signal_stack_as_it_was(cnn):
+    before = signal_stack()
+
+    session = OpenVinoEngine().open(cnn, EngineConfig("openvino", threads=1))
+
+    assert signal_stack() == before
+    session.close()

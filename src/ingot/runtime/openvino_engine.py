@@ -11,6 +11,7 @@ from ingot.core.extras import is_installed, need
 from ingot.data.data import Array
 from ingot.models.model import Model
 from ingot.runtime._feeding import check_feeds, closed, make_guard, unsupported
+from ingot.runtime._signal_stack import kept_signal_stack
 from ingot.runtime.cpu import check_config, has_bf16, thread_count
 from ingot.runtime.engine import Availability, EngineConfig, ExecutedNode, Precision, Session
 from ingot.runtime.openvino_shapes import FixedShapes, known_shapes
@@ -94,7 +95,8 @@ class OpenVinoSession:
         try:
             core = openvino.Core()
             graph = model.onnx_path if not shapes else _reshaped(core, model.onnx_path, shapes)
-            self._compiled = core.compile_model(graph, "CPU", settings)
+            with kept_signal_stack():
+                self._compiled = core.compile_model(graph, "CPU", settings)
         except RuntimeError as error:
             raise unsupported(OpenVinoEngine.name, model.onnx_path, str(error)) from error
         self._local: threading.local | _Closed = threading.local()
