@@ -32,7 +32,7 @@ def main() -> None:
             name = entry["name"]
             try:
                 runners[name] = kept.get(name) or _open(entry, feeds, spec["threads"])
-            except (RuntimeError, ValueError, ImportError, TypeError, AssertionError) as error:
+            except Exception as error:  # noqa: BLE001 # peers raise what they like; it is reported
                 failed[name] = f"{type(error).__name__}: {error}"[:300]
                 continue
             if entry["kind"] == "torch":

@@ -10,7 +10,8 @@ from ingot.evaluate.evidence import Interval
 from ingot.runtime.engine import EngineConfig
 from ingot.search.job import Job
 from ingot.search.judge import Judged
-from ingot.search.ladder import elsewhere, repair
+from ingot.search.ladder import contenders, elsewhere, merge, repair
+from ingot.search.make import Made
 from ingot.search.trial import Outcome, Trial
 
 HERE, THERE = EngineConfig("openvino", threads=1), EngineConfig("onnxruntime", threads=1)
@@ -64,3 +65,30 @@ def test_the_worst_layers_are_left_in_float_together_and_one_at_a_time(job):
 
 def test_what_is_no_faster_than_what_holds_is_not_mended(job):
     assert repair(job, judged(outcome(1.0), outcome(0.99, passed=False)), SILENT) == ()
+
+
+def made_of(*outcomes):
+    return [Made(o.trial, None) for o in outcomes]
+
+
+def test_only_what_may_still_be_the_best_is_timed_again():
+    unchanged = replace(outcome(9.0), trial=Trial(Recipe(), HERE))
+    best, near, far = (
+        outcome(v, observer=o) for v, o in ((1.0, "mse"), (1.2, "min-max"), (2.0, "entropy"))
+    )
+    failed = Outcome(Trial(Recipe((QuantizeStatic(),)), THERE))
+    tried = (unchanged, best, near, far, failed)
+
+    again = contenders(made_of(*tried), judged(*tried))
+
+    assert [one.trial for one in again] == [unchanged.trial, best.trial, near.trial]
+
+
+def test_what_was_timed_again_replaces_what_was_known():
+    old, far = outcome(1.0, observer="mse"), outcome(5.0, observer="entropy")
+    new = outcome(1.1, observer="mse")
+
+    found = merge(made_of(old, far), judged(old, far), judged(new))
+
+    assert [o.latency.value for o in found.outcomes] == [1.1, 5.0]
+    assert [o.on_frontier for o in found.outcomes] == [True, False]

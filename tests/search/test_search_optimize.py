@@ -316,3 +316,26 @@ def test_calibration_data_of_another_kind_are_warned_about(cnn, data, trials, tm
 
     assert any(note.startswith("Calibration data must look like") for note in bad.notes)
     assert not any(note.startswith("Calibration data must look like") for note in good.notes)
+
+
+def test_tokens_of_another_tokenizer_are_refused_before_anything_is_made(
+    encoder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("ingot.search.ladder.make_all", None)
+    strange = toy_tokens(300) | {"input_ids": toy_tokens(300)["input_ids"] + 10_000}
+    texts = ingot.make_data({"test": ingot.Split(strange)}, task="none")
+
+    with pytest.raises(DataError, match="made by another tokenizer"):
+        optimize(encoder, texts, require=["r2 >= 0.5"], out=tmp_path / "best")
+
+
+def test_where_nothing_holds_the_nearest_is_named_and_what_is_left_to_try(
+    cnn, data, trials, tmp_path
+):
+    result = optimize(
+        cnn, data, require=["size ratio <= 0.001"], trials=trials, out=tmp_path / "best"
+    )
+
+    assert result.chosen is None
+    assert result.notes[0].startswith(f"Nearest to the claims came {trials[1].label}: Size ratio")
+    assert "quantization-aware training" in result.notes[0]

@@ -21,6 +21,7 @@ from ingot.evaluate.metrics import DEFAULTS, METRICS, check_width, cosine_rows
 from ingot.evaluate.quality import changed_examples, quality
 from ingot.models.feeds import feeds_for
 from ingot.models.model import Model
+from ingot.models.vocabulary import check_tokens
 from ingot.runtime.buckets import run_rows
 from ingot.runtime.engine import EngineConfig
 from ingot.runtime.engines import open_session
@@ -74,6 +75,7 @@ def compare(
     examples = data.split(split)
     claims, chosen = plan(data, examples, require, metrics)
     _check_measured(claims, timed=measure_speed)
+    check_tokens(baseline, examples.inputs)
     sides = (
         Candidate("baseline", baseline, baseline_config or config or EngineConfig()),
         Candidate("candidate", candidate, config or EngineConfig()),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ingot.core.units import show_bytes, show_ms
+from ingot.evaluate.claims import parse_claim
 from ingot.evaluate.evidence import Evidence
 from ingot.search.contrast import contrast
 from ingot.search.trial import Outcome
@@ -28,7 +29,7 @@ def headline(name: str, chosen: Outcome | None) -> str:
 def summarize(chosen: Outcome | None, best_float: Outcome | None, tried: int) -> str:
     """Return the outcome in one or two sentences."""
     if chosen is None:
-        return f"None of {tried} candidates kept every claim. The nearest are listed below."
+        return f"None of {tried} candidates kept every claim. The notes name the nearest."
     where = f"{chosen.trial.recipe.label} on {chosen.trial.config.label}"
     if chosen.trial.is_float:
         return (
@@ -49,7 +50,7 @@ def summarize(chosen: Outcome | None, best_float: Outcome | None, tried: int) ->
 
 def explain(outcomes: Sequence[Outcome], chosen: Outcome | None, metric: str) -> tuple[str, ...]:
     """Return sentences: the choice, what another would do, what broke a claim or failed."""
-    notes = []
+    notes = _nearest(outcomes) if chosen is None or chosen.trial.is_float else []
     if chosen is not None and chosen.latency is not None and chosen.quality is not None:
         notes.append(
             f"{chosen.trial.label} was kept: {show_ms(chosen.latency.value)}, {metric} "
@@ -61,6 +62,30 @@ def explain(outcomes: Sequence[Outcome], chosen: Outcome | None, metric: str) ->
         f"{o.trial.label} could not be used: {o.reason}" for o in outcomes if not o.ran and o.reason
     ]
     return tuple(notes)
+
+
+def _nearest(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return which compressed candidate came nearest to the claims, and what is left to try."""
+    broken = [o for o in outcomes if o.passed is False and o.evidence and not o.trial.is_float]
+    if not broken:
+        return []
+    near = min(broken, key=_miss)
+    return [
+        f"Nearest to the claims came {near.trial.label}: {near.reason} Every rung of post-training "
+        "compression was tried. What is left is training with the integers in the network "
+        "(quantization-aware training), more minutes for fewer layers, or a wider claim."
+    ]
+
+
+def _miss(outcome: Outcome) -> float:
+    """Return by how much a candidate misses its claims, relative to their bounds."""
+    assert outcome.evidence is not None
+    missed = [v for v in outcome.evidence.verdicts if not v.passed]
+    bounds = [parse_claim(v.claim).bound for v in missed]
+    return sum(
+        abs(v.bound - bound) / max(abs(bound), 1e-3)
+        for v, bound in zip(missed, bounds, strict=True)
+    )
 
 
 def _faster_but_worse(outcomes: Sequence[Outcome], chosen: Outcome, metric: str) -> list[str]:

@@ -20,6 +20,7 @@ from ingot.evaluate.evidence import Comparison, Evidence, Interval
 from ingot.evaluate.metrics import METRICS, check_width
 from ingot.models.feeds import feeds_for
 from ingot.models.model import Model
+from ingot.models.vocabulary import check_tokens
 from ingot.runtime.engine import EngineConfig, Session
 from ingot.runtime.engines import open_session
 from ingot.runtime.measure import Candidate, Measurement, measure
@@ -61,6 +62,8 @@ def check_claims(job: Job) -> None:
     split = job.data.split(job.split)
     plan_claims(job.data, split, job.claims)
     feeds_for(job.model.signature, split.take([0]).inputs)
+    for part in job.data.splits.values():
+        check_tokens(job.model, part.inputs)
 
 
 def judge_all(
@@ -99,7 +102,7 @@ def judge_all(
             if i in predictions
             else Outcome(one.trial, one.model.digest if one.model else "", reason=failures[i])
         )
-    marked = _mark_frontier(outcomes)
+    marked = mark_frontier(outcomes)
     return Judged(marked, marked[best], bench.metrics[0], bench.shape)
 
 
@@ -253,7 +256,8 @@ def _p50(row: Measurement) -> Interval:
     return Interval(row.p50_ms, *ends, method="order-statistics", n=row.n)
 
 
-def _mark_frontier(outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
+def mark_frontier(outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
+    """Return the outcomes, each marked if no other is as good in size, latency and quality."""
     ran = [o for o in outcomes if o.ran]
     edge = iter(frontier([_costs(o) for o in ran]))
     return tuple(replace(o, on_frontier=next(edge)) if o.ran else o for o in outcomes)

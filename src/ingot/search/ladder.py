@@ -18,7 +18,7 @@ from ingot.models.blocks import find_blocks
 from ingot.models.onnx_format import read_onnx
 from ingot.search.job import Job
 from ingot.search.journal import Journal
-from ingot.search.judge import Judged, Qualities, judge_all
+from ingot.search.judge import Judged, Qualities, judge_all, mark_frontier
 from ingot.search.make import Made, make_all
 from ingot.search.sensitivity import layer_sensitivity
 from ingot.search.space import architecture
@@ -26,6 +26,7 @@ from ingot.search.trial import Outcome, Trial
 
 Rung = Callable[[Job, Judged, Progress], tuple[Trial, ...]]
 WORTH = 0.98  # a repair must promise at least two per cent
+NEARBY = 1.3  # slower than this times the best is not timed again
 NEAR = 1.05  # forms within five per cent of each other are one choice of the machine's mood
 LEAST_BLOCKS = 4
 ALONE = 3  # layers that are left in float one at a time: the ranking is close at its top
@@ -39,8 +40,9 @@ def climb(
 ) -> tuple[tuple[Made, ...], Judged]:
     """Make and judge the trials, then what each rung proposes after seeing the outcomes.
 
-    After every rung all candidates are timed again side by side, so that no comparison is between
-    two moments of a busy machine.
+    After every rung what is new is timed side by side with the unchanged model and with all that
+    may still be the best, so that no choice is between two moments of a busy machine. What is far
+    behind keeps its figures.
     """
     qualities: Qualities = {}
     made = make_all(job, trials, journal, progress)
@@ -49,9 +51,26 @@ def climb(
         known = {one.trial.digest for one in made}
         new = tuple(t for t in rung(job, judged, progress) if t.digest not in known)
         if new:
-            made = (*made, *make_all(job, new, journal, progress))
-            judged = judge_all(job, made, journal, progress, qualities=qualities)
+            fresh = make_all(job, new, journal, progress)
+            again = [*contenders(made, judged), *fresh]
+            made = (*made, *fresh)
+            latest = judge_all(job, again, journal, progress, qualities=qualities)
+            judged = merge(made, judged, latest)
     return made, judged
+
+
+def contenders(made: Sequence[Made], judged: Judged) -> list[Made]:
+    """Return the unchanged model in every form, and what is near the fastest that holds."""
+    limit = NEARBY * min((_latency(o) for o in judged.outcomes if o.passed), default=float("inf"))
+    pairs = zip(made, judged.outcomes, strict=True)
+    return [one for one, o in pairs if o.ran and (o.trial.is_float or _latency(o) <= limit)]
+
+
+def merge(made: Sequence[Made], before: Judged, latest: Judged) -> Judged:
+    """Return the outcomes of everything made, the latest of each."""
+    known = {o.trial.digest: o for o in (*before.outcomes, *latest.outcomes)}
+    outcomes = mark_frontier([known[one.trial.digest] for one in made])
+    return replace(latest, outcomes=outcomes)
 
 
 def repair(job: Job, judged: Judged, progress: Progress) -> tuple[Trial, ...]:

@@ -30,6 +30,7 @@ from ingot.models.blocks import Block, block_graph, find_blocks
 from ingot.models.feeds import feeds_for
 from ingot.models.network import Form, Network, OnnxNetwork
 from ingot.models.store import read_signature
+from ingot.models.vocabulary import vocabulary_size
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +115,7 @@ class DistillLayers(Method):
         split = split.take(np.sort(order).tolist())
         if not self.random_tokens:
             return split
-        ids, words = split.inputs.get("input_ids"), _vocabulary(proto)
+        ids, words = split.inputs.get("input_ids"), vocabulary_size(proto)
         if ids is None or not words:
             raise RecipeError(
                 "random_tokens must go with a model that looks 'input_ids' up in a table; got "
@@ -294,18 +295,6 @@ class _Pair:
             for b, t in zip(own, truths, strict=True)
         ]
         return float(np.average([f for f, _ in found], weights=[n for _, n in found]))
-
-
-def _vocabulary(proto: onnx.ModelProto) -> int:
-    """Return the rows of the table that `input_ids` are looked up in, 0 without one."""
-    sizes = {w.name: int(w.dims[0]) for w in proto.graph.initializer if len(w.dims) == 2}
-    ids = {"input_ids"}
-    for node in proto.graph.node:
-        if node.op_type in {"Cast", "Identity"} and node.input[0] in ids:
-            ids.add(node.output[0])
-        if node.op_type == "Gather" and node.input[1] in ids:
-            return sizes.get(node.input[0], 0)
-    return 0
 
 
 def _matter(truths: "Sequence[torch.Tensor]") -> "torch.Tensor":
