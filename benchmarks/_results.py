@@ -84,7 +84,8 @@ def assemble(name: str, parts: dict[str, Path], columns: dict[str, list[str]]) -
     }
     target = HERE / "results" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
-    write_atomic(target, (json.dumps(result, indent=1) + "\n").encode())
+    text = json.dumps(result, indent=1).replace(f"{ROOT}/", "")  # messages of peers name files
+    write_atomic(target, (text + "\n").encode())
     return target
 
 

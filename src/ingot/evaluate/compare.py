@@ -82,9 +82,7 @@ def compare(
     )
     progress.step("predicting with both", 0, 4)
     before, after = (predict_split(s.model, s.config, examples, output=output) for s in sides)
-    check_labels(data, examples, after)
-    check_alike(before, after)
-    check_width(chosen, before)
+    _check_answers(data, examples, chosen, before, after)
     progress.step("measuring latency", 2, 4)
     measured = measure_latencies(sides, examples, shapes, seed) if measure_speed else {}
     progress.step("measuring fresh processes", 3, 4)
@@ -148,6 +146,14 @@ def predict_split(
     if split.rows_per_example == 2:
         return cosine_rows(found[0::2], found[1::2])
     return found
+
+
+def _check_answers(
+    data: Data, split: Split, metrics: Sequence[str], before: Array, after: Array
+) -> None:
+    check_labels(data, split, after)
+    check_alike(before, after)
+    check_width(metrics, before)
 
 
 def check_labels(data: Data, split: Split, predictions: Array) -> None:
