@@ -1,7 +1,11 @@
 """One results file per benchmark: claims with their targets, tables, and what it ran on."""
 
+import argparse
 import json
 import subprocess
+import time
+import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +50,46 @@ class Section:
 
     claims: list[Claim] = field(default_factory=list)
     rows: dict[str, list[list]] = field(default_factory=dict)
+
+
+def run_sections(
+    benchmark: str,
+    sections: Mapping[str, Callable[[Path, Path], Section]],
+    columns: dict[str, list[str]],
+    work: Path,
+    *,
+    about: str,
+) -> None:
+    """Run the sections named on the command line, or all, and write the results.
+
+    A section that fails is reported and left out; what it found earlier stays.
+    """
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("sections", nargs="*", choices=[[], *sections], metavar="SECTION")
+    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
+    options = parser.parse_args()
+    if not options.data.is_dir():
+        parser.error(f"--data must be a folder with stsb and cifar10; {options.data} is not there")
+    failed = []
+    for name in options.sections or sections:
+        begin = time.monotonic()
+        print(f"{name} ...", flush=True)
+        try:
+            section = sections[name](options.data, work)
+        except Exception:  # noqa: BLE001 # one failed section must not cost the hours of the rest
+            traceback.print_exc()
+            failed.append(name)
+            continue
+        keep(section, work / f"{name}.json")
+        for claim in section.claims:
+            mark = "met   " if claim.met else "MISSED"
+            print(f"  {mark} {claim.claim}: {claim.value:.4g} [{claim.low:.4g}, {claim.high:.4g}]"
+                  f" {claim.unit} ({claim.target})  {claim.note}")  # fmt: skip
+        print(f"  took {time.monotonic() - begin:.0f} s", flush=True)
+    done = {n: work / f"{n}.json" for n in sections if (work / f"{n}.json").exists()}
+    print(assemble(benchmark, done, columns))
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 def keep(section: Section, path: Path) -> None:

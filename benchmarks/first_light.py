@@ -5,7 +5,6 @@ run. Run it alone: two cores are not enough for a benchmark and anything else. N
 data (`--data FOLDER`, `../shared/data` unless said) and the extra `peers`.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import _minilm  # noqa: E402 # the environment comes first
 import _vision  # noqa: E402
 from _endpoint_overhead import measure_endpoint_overhead  # noqa: E402
 from _overhead import measure_overhead  # noqa: E402
-from _results import Claim, Section, assemble, keep  # noqa: E402
+from _results import Claim, Section, run_sections  # noqa: E402
 
 COLUMNS = {
     "peers": ["network and shape", "runner", "latency, ms", "latency / ingot"],
@@ -86,25 +85,5 @@ SECTIONS = {
 }
 
 
-def main() -> None:
-    """Run the sections and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sections", nargs="*", choices=[[], *SECTIONS], metavar="SECTION")
-    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
-    options = parser.parse_args()
-    if not options.data.is_dir():
-        parser.error(f"--data must be a folder with stsb and cifar10; {options.data} is not there")
-    for name in options.sections or SECTIONS:
-        print(f"{name} ...", flush=True)
-        section = SECTIONS[name](options.data, WORK)
-        keep(section, WORK / f"{name}.json")
-        for claim in section.claims:
-            mark = "met   " if claim.met else "MISSED"
-            print(f"  {mark} {claim.claim}: {claim.value:.4g} [{claim.low:.4g}, {claim.high:.4g}]"
-                  f" {claim.unit} ({claim.target})  {claim.note}")  # fmt: skip
-    done = {n: WORK / f"{n}.json" for n in SECTIONS if (WORK / f"{n}.json").exists()}
-    print(assemble("first_light", done, COLUMNS))
-
-
 if __name__ == "__main__":
-    main()
+    run_sections("first_light", SECTIONS, COLUMNS, WORK, about=__doc__)

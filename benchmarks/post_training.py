@@ -5,10 +5,8 @@ run. Run it alone: two cores are not enough for a benchmark and anything else. N
 data (`--data FOLDER`, `../shared/data` unless said) and the extra `peers`.
 """
 
-import argparse
 import os
-import time
-import traceback
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +18,7 @@ os.environ["PYTHONPATH"] = str(HERE)  # factories are named by module, in childr
 import _rungs  # noqa: E402 # the environment comes first
 import _systems  # noqa: E402
 from _contest import contest  # noqa: E402
-from _results import assemble, keep  # noqa: E402
+from _results import Section, run_sections  # noqa: E402
 from _zoo import NETWORKS  # noqa: E402
 
 COLUMNS = {
@@ -43,7 +41,7 @@ COLUMNS = {
               "layers in 4 bits", "cosine of logits"],
     "roofline": ["network", "GMAC", "latency, ms", "TOPS", "of the peak"],
 }  # fmt: skip
-SECTIONS = {
+PARTS = {
     **{name: partial(contest, network) for name, network in NETWORKS.items()},
     "fooled": _rungs.fooled,
     "sizes": _rungs.sizes,
@@ -60,33 +58,18 @@ SECTIONS = {
 }
 
 
-def main() -> None:
-    """Run the sections and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sections", nargs="*", choices=[[], *SECTIONS], metavar="SECTION")
-    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
-    options = parser.parse_args()
-    if not options.data.is_dir():
-        parser.error(f"--data must be a folder with stsb and cifar10; {options.data} is not there")
-    for name in options.sections or SECTIONS:
-        begin = time.monotonic()
-        print(f"{name} ...", flush=True)
-        work = WORK / name
-        work.mkdir(parents=True, exist_ok=True)
-        try:
-            section = SECTIONS[name](options.data, work)
-        except Exception:  # noqa: BLE001 # one failed section must not cost the hours of the rest
-            traceback.print_exc()
-            continue
-        keep(section, WORK / f"{name}.json")
-        for claim in section.claims:
-            mark = "met   " if claim.met else "MISSED"
-            print(f"  {mark} {claim.claim}: {claim.value:.4g} [{claim.low:.4g}, {claim.high:.4g}]"
-                  f" {claim.unit} ({claim.target})  {claim.note}")  # fmt: skip
-        print(f"  took {time.monotonic() - begin:.0f} s", flush=True)
-    done = {n: WORK / f"{n}.json" for n in SECTIONS if (WORK / f"{n}.json").exists()}
-    print(assemble("post_training", done, COLUMNS))
+def _in_folder(name: str, section: Callable[[Path, Path], Section]):
+    """Return the section, run in a folder of its own."""
 
+    def run(shared: Path, work: Path) -> Section:
+        folder = work / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return section(shared, folder)
+
+    return run
+
+
+SECTIONS = {name: _in_folder(name, section) for name, section in PARTS.items()}
 
 if __name__ == "__main__":
-    main()
+    run_sections("post_training", SECTIONS, COLUMNS, WORK, about=__doc__)
