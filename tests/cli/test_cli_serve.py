@@ -126,3 +126,19 @@ def test_a_ledger_changed_behind_its_back_exits_1(run, released):
     assert done.code == 1
     assert not done.json["ok"]
     assert json.dumps(done.json["problems"]).count("Entry 0") >= 1
+
+
+def test_compile_prepares_what_optimize_chose_and_what_was_released(run, best, released):
+    by_folder = run("compile", best, "--json").json
+    by_name = run("compile", "tiny@prod", "--json").json
+
+    assert by_folder["model"].startswith("sha256:")
+    assert by_name["config"]["engine"] in {"onnxruntime", "openvino"}
+    assert run("compile", "tiny@prod", "--remove").out == ""
+
+
+def test_compile_refuses_a_folder_without_evidence(run, tmp_path):
+    done = run("compile", tmp_path)
+
+    assert done.code == 2
+    assert "with evidence.json" in done.err

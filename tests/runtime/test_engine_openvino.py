@@ -10,14 +10,13 @@ from ingot.compress.recipe import Recipe
 from ingot.core.errors import EngineError
 from ingot.data.data import Data, Split, Task
 from ingot.models.model import Lineage
-from ingot.models.store import copy_folder, open_model, store_model
+from ingot.models.store import store_model
 from ingot.runtime import cpu, openvino_engine
 from ingot.runtime._signal_stack import signal_stack
 from ingot.runtime.engine import EngineConfig
 from ingot.runtime.engines import open_session
 from ingot.runtime.openvino_engine import OpenVinoEngine
 from ingot.testing.check_engine import check_engine
-from ingot.testing.tiny import tiny_cnn
 
 pytest.importorskip("openvino")
 ONE = EngineConfig("openvino", threads=1)
@@ -173,41 +172,6 @@ def test_openvino_refuses_a_mask_of_another_length_than_its_tokens(encoder):
 
     with pytest.raises(EngineError, match="Axis 'sequence' must have one size"):
         session.run({"input_ids": ids, "attention_mask": np.ones((2, 5), np.int64)})
-
-
-def test_a_cache_folder_does_not_change_answers(cnn, images, tmp_path):
-    plain = OpenVinoEngine().open(cnn, ONE).run({"image": images[0]})["logits"]
-    engine = OpenVinoEngine(cache=tmp_path / "blobs")
-
-    engine.open(cnn, ONE).close()
-
-    assert list((tmp_path / "blobs").rglob("*.blob"))
-    np.testing.assert_array_equal(engine.open(cnn, ONE).run({"image": images[0]})["logits"], plain)
-
-
-@pytest.mark.parametrize("content", [b"", b"\xff" * 5000])
-def test_a_corrupt_blob_in_the_cache_is_compiled_again(cnn, images, tmp_path, content):
-    plain = OpenVinoEngine().open(cnn, ONE).run({"image": images[0]})["logits"]
-    engine = OpenVinoEngine(cache=tmp_path / "blobs")
-    engine.open(cnn, ONE).close()
-    for blob in (tmp_path / "blobs").rglob("*.blob"):
-        blob.write_bytes(content)
-
-    found = engine.open(cnn, ONE).run({"image": images[0]})["logits"]
-
-    np.testing.assert_array_equal(found, plain)
-
-
-def test_a_blob_of_a_model_that_was_changed_in_place_is_not_used(cnn, images, tmp_path):
-    folder = copy_folder(cnn, tmp_path / "model")
-    engine = OpenVinoEngine(cache=tmp_path / "blobs")
-    engine.open(open_model(folder), ONE).close()
-    (folder / "model.onnx").write_bytes(tiny_cnn(seed=1).SerializeToString())
-    wanted = OpenVinoEngine().open(open_model(folder), ONE).run({"image": images[0]})["logits"]
-
-    found = engine.open(open_model(folder), ONE).run({"image": images[0]})["logits"]
-
-    np.testing.assert_array_equal(found, wanted)
 
 
 def test_a_closed_openvino_session_does_not_say_what_it_executes(cnn):

@@ -19,6 +19,7 @@ VERBS = (
     "release",
     "promote",
     "rollback",
+    "compile",
     "serve",
     "predict",
     "ledger",

@@ -9,7 +9,8 @@ from ingot.core.errors import EngineError
 from ingot.core.names import suggest
 from ingot.models.model import Model
 from ingot.runtime.buckets import BucketSession
-from ingot.runtime.engine import Engine, EngineConfig, Session
+from ingot.runtime.compiled import Form, keep_form, open_form
+from ingot.runtime.engine import Availability, Engine, EngineConfig, Session
 from ingot.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from ingot.runtime.openvino_engine import OpenVinoEngine
 
@@ -71,7 +72,7 @@ def open_session(
     *,
     factory: "Callable[[], Module] | None" = None,
 ) -> Session:
-    """Load a model into an engine, ready to answer.
+    """Load a model into an engine, ready to answer; from its compiled form where there is one.
 
     Args:
         model: What to run.
@@ -84,12 +85,41 @@ def open_session(
     """
     if config is None:
         return _first_that_runs(model)
+    engine, status = _ready(config, factory)
+    session = open_form(engine, model, config, status) or engine.open(model, config)
+    return BucketSession(session, config.buckets) if config.buckets else session
+
+
+def compile_ahead(
+    model: Model, config: EngineConfig, *, factory: "Callable[[], Module] | None" = None
+) -> Form | None:
+    """Compile for this machine and keep the form, so that later processes need not.
+
+    Args:
+        model: What to compile.
+        config: How it will be opened; another configuration has another form.
+        factory: Builds the torch network of `model`; needed by the torch engines only.
+
+    Returns:
+        The form, or None where the engine has none to keep.
+
+    Raises:
+        EngineError: The engine is missing or cannot run the model, or what it kept answers
+            otherwise than what it compiled; nothing is kept then.
+    """
+    engine, status = _ready(config, factory)
+    return keep_form(engine, model, config, status)
+
+
+def _ready(
+    config: EngineConfig, factory: "Callable[[], Module] | None"
+) -> tuple[Engine, Availability]:
+    """Return the engine that a configuration names, once it is known to work here."""
     engine = get_engine(config.engine, factory=factory)
     status = engine.available()
     if not status.ok:
         raise EngineError(f"Engine {config.engine!r} must be installed; it is not. {status.reason}")
-    session = engine.open(model, config)
-    return BucketSession(session, config.buckets) if config.buckets else session
+    return engine, status
 
 
 def _first_that_runs(model: Model) -> Session:

@@ -83,6 +83,12 @@ def instruction_sets(root: Path = Path("/")) -> set[str]:
     return {name for flag, name in ISA_FLAGS.items() if flag in present}
 
 
+def processor(root: Path = Path("/")) -> str:
+    """Return what compiled code depends on: the processor and its instruction sets, in one line."""
+    name = _field(_read(root / "proc/cpuinfo"), "model name") or platform.processor()
+    return " ".join([name or platform.machine(), *sorted(instruction_sets(root))])
+
+
 def physical_cores(root: Path = Path("/")) -> int:
     """Return how many physical cores lie under the logical cores this process may use."""
     seen = set()

@@ -1,11 +1,11 @@
 """OpenVINO: the fastest engine on most x86 CPUs, in fp32, bf16 and int8."""
 
+import io
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ingot.core.digest import hex_of
 from ingot.core.errors import EngineError
 from ingot.core.extras import is_installed, need
 from ingot.data.data import Array
@@ -14,7 +14,7 @@ from ingot.runtime._feeding import check_feeds, closed, make_guard, unsupported
 from ingot.runtime._signal_stack import kept_signal_stack
 from ingot.runtime.cpu import check_config, has_bf16, thread_count
 from ingot.runtime.engine import Availability, EngineConfig, ExecutedNode, Precision, Session
-from ingot.runtime.openvino_shapes import FixedShapes, known_shapes
+from ingot.runtime.openvino_shapes import FixedShapes, Shapes, Sizes, known_shapes, piece_name
 
 HINT = {"fp32": "f32", "bf16": "bf16"}
 INTEGER_TYPES = frozenset({"i8", "u8"})
@@ -28,16 +28,6 @@ class OpenVinoEngine:
     """Runs ONNX on the CPU plug-in, latency first, one stream."""
 
     name = "openvino"
-
-    def __init__(self, cache: Path | None = None) -> None:
-        """Make an engine.
-
-        Args:
-            cache: Folder for compiled blobs, which shorten the next start; none if not given.
-                OpenVINO compiles again what is missing, damaged or from another version. Blobs
-                are not covered by the model's digest: only the user who serves may write there.
-        """
-        self.cache = cache
 
     def available(self) -> Availability:
         """Say whether openvino is installed."""
@@ -58,14 +48,37 @@ class OpenVinoEngine:
         Raises:
             EngineError: A bad configuration, or an operator that OpenVINO cannot run.
         """
+        return self.open_compiled(model, config, {})
+
+    def compile_ahead(self, model: Model, config: EngineConfig) -> dict[str, bytes]:
+        """Return a blob per compiled graph, named by its shape: `1x128`, or `any`.
+
+        Raises:
+            EngineError: As `open`.
+        """
         check_config(self.name, config, tuple(HINT))
+        shapes = known_shapes(model.signature, config) or {(): {}}
+        return {
+            piece_name(size): OpenVinoSession(model, config, shape).export()
+            for size, shape in shapes.items()
+        }
+
+    def open_compiled(
+        self, model: Model, config: EngineConfig, pieces: Mapping[str, bytes]
+    ) -> Session:
+        """Open from blobs; a graph that has none is compiled from the model.
+
+        Raises:
+            EngineError: As `open`, or a blob from elsewhere.
+        """
+        check_config(self.name, config, tuple(HINT))
+
+        def opened(size: Sizes, shapes: Shapes) -> Session:
+            return OpenVinoSession(model, config, shapes, pieces.get(piece_name(size)))
+
         if not known_shapes(model.signature, config):
-            return OpenVinoSession(model, config, self.cache)
-        return FixedShapes(
-            lambda shapes: OpenVinoSession(model, config, self.cache, shapes),
-            model.signature,
-            config,
-        )
+            return opened((), {})
+        return FixedShapes(opened, model.signature, config)
 
 
 class OpenVinoSession:
@@ -75,8 +88,8 @@ class OpenVinoSession:
         self,
         model: Model,
         config: EngineConfig,
-        cache: Path | None,
-        shapes: Mapping[str, tuple[int | str, ...]] | None = None,
+        shapes: Mapping[str, tuple[int | str, ...]],
+        blob: bytes | None = None,
     ) -> None:
         openvino = need("openvino", extra="openvino", what="The openvino engine")
         settings: dict[str, Any] = {
@@ -85,18 +98,18 @@ class OpenVinoSession:
             "INFERENCE_NUM_THREADS": thread_count(config.threads),
             "INFERENCE_PRECISION_HINT": HINT[config.precision],
         }
-        if cache is not None:
-            # OpenVINO tells files apart by path and time: one changed in place would be stale
-            settings["CACHE_DIR"] = str(cache / hex_of(model.digest))
         self.config = config
         self.signature = model.signature
         self._guard = make_guard(model.signature)
         self._names = [spec.name for spec in model.signature.outputs]
         try:
             core = openvino.Core()
-            graph = model.onnx_path if not shapes else _reshaped(core, model.onnx_path, shapes)
             with kept_signal_stack():
-                self._compiled = core.compile_model(graph, "CPU", settings)
+                self._compiled = (
+                    core.compile_model(_graph(core, model.onnx_path, shapes), "CPU", settings)
+                    if blob is None
+                    else core.import_model(io.BytesIO(blob), "CPU", settings)
+                )
         except RuntimeError as error:
             raise unsupported(OpenVinoEngine.name, model.onnx_path, str(error)) from error
         self._local: threading.local | _Closed = threading.local()
@@ -140,6 +153,17 @@ class OpenVinoSession:
                 nodes.append(ExecutedNode(node.get_friendly_name(), kind, is_integer))
         return tuple(nodes)
 
+    def export(self) -> bytes:
+        """Return the compiled graph in OpenVINO's own format.
+
+        Raises:
+            EngineError: The session is closed.
+        """
+        if self._compiled is None:
+            closed()
+        found: bytes = self._compiled.export_model().getvalue()
+        return found
+
     def close(self) -> None:
         """Free the compiled graph."""
         self._compiled = None
@@ -150,8 +174,10 @@ class OpenVinoSession:
         return compiled.create_infer_request().infer if compiled is not None else closed
 
 
-def _reshaped(core: Any, path: Path, shapes: Mapping[str, tuple[int | str, ...]]) -> Any:
-    """Read a graph and fix the sizes that are numbers; returns openvino.Model."""
+def _graph(core: Any, path: Path, shapes: Mapping[str, tuple[int | str, ...]]) -> Any:
+    """Return the path, or the graph with the sizes fixed that are numbers (openvino.Model)."""
+    if not shapes:
+        return path
     graph = core.read_model(path)
     graph.reshape(
         {name: [-1 if isinstance(size, str) else size for size in s] for name, s in shapes.items()}

@@ -24,7 +24,7 @@ class FixedShapes:
 
     def __init__(
         self,
-        open_for: Callable[[Shapes], Session],
+        open_for: Callable[[Sizes, Shapes], Session],
         signature: Signature,
         config: EngineConfig,
     ) -> None:
@@ -32,6 +32,7 @@ class FixedShapes:
 
         Args:
             open_for: Opens a session for inputs of these shapes; all that are not named stay free.
+                The sizes before them are those of `known_shapes`, `()` for any shape.
             signature: What the model takes; see `known_shapes`.
             config: Its buckets, or its batch sizes, are compiled.
         """
@@ -39,7 +40,7 @@ class FixedShapes:
         self._open_for = open_for
         self._watched = MASK if has_text_axis(signature) else signature.inputs[0].name
         self._axes = 2 if has_text_axis(signature) else 1
-        self._fixed = {k: open_for(s) for k, s in known_shapes(signature, config).items()}
+        self._fixed = {k: open_for(k, s) for k, s in known_shapes(signature, config).items()}
         self._rest: Session | None = None
         self._lock = threading.Lock()
         self._is_open = True
@@ -71,7 +72,7 @@ class FixedShapes:
             if not self._is_open:
                 raise EngineError("A session must be open to run; this one was closed.")
             if self._rest is None:
-                self._rest = self._open_for({})
+                self._rest = self._open_for((), {})
             return self._rest
 
 
@@ -89,6 +90,11 @@ def known_shapes(signature: Signature, config: EngineConfig) -> dict[Sizes, Shap
         (rows,): {spec.name: (rows, *spec.shape[1:]) for spec in signature.inputs}
         for rows in config.batch_sizes
     }
+
+
+def piece_name(sizes: Sizes) -> str:
+    """Return what the compiled graph for these sizes is called: `1x128`, or `any` for none."""
+    return "x".join(map(str, sizes)) or "any"
 
 
 def has_text_axis(signature: Signature) -> bool:

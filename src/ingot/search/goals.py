@@ -17,8 +17,9 @@ from ingot.models.feeds import feeds_for
 from ingot.models.model import Model
 from ingot.runtime.buckets import run_rows
 from ingot.runtime.cold_start import cold_start, peak_rss
+from ingot.runtime.compiled import drop_forms
 from ingot.runtime.energy import POWERCAP, EnergyCounter, energy_per_call
-from ingot.runtime.engines import open_session
+from ingot.runtime.engines import compile_ahead, open_session
 from ingot.search.job import Job
 from ingot.search.journal import Journal
 from ingot.search.trial import Outcome
@@ -112,7 +113,9 @@ def _with_cost(goal: str, outcome: Outcome, cost: Interval | str) -> Outcome:
 
 
 def _cold(job: Job, model: Model, outcome: Outcome, opened: ExitStack) -> Probe:
-    del job, opened
+    # as it will start when it is served; the form of the one that is chosen is made again
+    opened.callback(drop_forms, model)
+    compile_ahead(model, outcome.trial.config, factory=job.factory)
     return lambda: cold_start(model, outcome.trial.config, runs=1).median_s
 
 

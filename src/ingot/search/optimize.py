@@ -11,6 +11,7 @@ from ingot.core.progress import SILENT, Progress
 from ingot.data.data import Data
 from ingot.models.model import Model
 from ingot.runtime.engine import Engine
+from ingot.runtime.engines import compile_ahead
 from ingot.runtime.engines import engines as all_engines
 from ingot.runtime.machine import describe_machine, machine_digest
 from ingot.search.crosscheck import name_fault, settle
@@ -119,7 +120,18 @@ def optimize(
     made, judged = climb(job, tuple(first), journal, progress, rungs=trials is None)
     result = _result(job, made, judged, Path(out), journal=journal, progress=progress)
     write_output(job, result, judged.best_float, progress)
+    _prepare_start(job, result)
     return result
+
+
+def _prepare_start(job: Job, result: Result) -> None:
+    """Keep the compiled form of what was chosen; without it a start only takes longer."""
+    if result.chosen is None or result.model is None:
+        return
+    try:
+        compile_ahead(result.model, result.chosen.trial.config, factory=job.factory)
+    except IngotError as error:
+        log.warning("what was chosen will be compiled on every start: %s", error)
 
 
 def _plan(job: Job, buckets: Sequence[int]) -> tuple[Trial, ...]:

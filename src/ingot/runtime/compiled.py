@@ -1,0 +1,207 @@
+"""Compiled forms: what an engine makes of a model before it can answer, kept for the next process.
+
+A form is a cache. It stands in the user's own folder, not in the artefact: what is in an artefact
+is covered by its digest, and a graph in an engine's private format is not what was proved. It is
+used only where the model, the configuration, the engine's version and the processor are those it
+was made for, its files are whole, and it still gives the answers that the model itself gave.
+"""
+
+import io
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from ingot.core.digest import Json, canonical_json, digest_json, hex_of
+from ingot.core.errors import EngineError
+from ingot.core.files import home, new_folder
+from ingot.data.data import Array
+from ingot.models.model import Model
+from ingot.runtime.cpu import thread_count
+from ingot.runtime.engine import Availability, Engine, EngineConfig, Session
+from ingot.runtime.feeds import feeds_at
+from ingot.runtime.machine import processor
+
+FACTS_FILE, PROBES_FILE = "form.json", "probes.npz"
+_SEQUENCE = 16  # of a probe where nothing names a length
+log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class CompilesAhead(Protocol):
+    """An engine that can keep what it compiled. Optional: others compile on every opening."""
+
+    def compile_ahead(self, model: Model, config: EngineConfig) -> dict[str, bytes]:
+        """Return the compiled pieces by file name."""
+        ...
+
+    def open_compiled(
+        self, model: Model, config: EngineConfig, pieces: Mapping[str, bytes]
+    ) -> Session:
+        """Open from pieces.
+
+        Raises:
+            EngineError: They are not pieces of this engine and version.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A compiled form on disk.
+
+    Attributes:
+        folder: Where it is; may be deleted at any time.
+        engine: Whose it is.
+        size_bytes: All of its files.
+    """
+
+    folder: Path
+    engine: str
+    size_bytes: int
+
+
+def keep_form(
+    engine: Engine, model: Model, config: EngineConfig, status: Availability
+) -> Form | None:
+    """Compile for this machine, check the answers, and keep the form for later processes.
+
+    Returns:
+        The form, or None where the engine has none to keep.
+
+    Raises:
+        EngineError: The engine cannot run the model, or what it kept answers otherwise than what
+            it compiled; nothing is kept then.
+    """
+    if not isinstance(engine, CompilesAhead):
+        return None
+    pieces = engine.compile_ahead(model, config)
+    probes = _answers(engine.open(model, config), _inputs(model, config))
+    kept = engine.open_compiled(model, config, pieces)
+    if not _still_holds(kept, probes):
+        raise EngineError(
+            f"What {engine.name} keeps of a model must answer as the model does; it does not. "
+            "Nothing was kept: the model is compiled when it is opened."
+        )
+    return _write(model, config, status, pieces, probes)
+
+
+def open_form(
+    engine: Engine, model: Model, config: EngineConfig, status: Availability
+) -> Session | None:
+    """Open the form of a model, if there is one that fits and still holds.
+
+    Returns:
+        The session, or None: then the model itself is to be opened. Why a form that is there was
+        passed over is logged.
+    """
+    folder = _folder(model, config, status)
+    if not isinstance(engine, CompilesAhead) or not folder.is_dir():
+        return None
+    try:
+        pieces = _read(folder)
+        with np.load(io.BytesIO(pieces.pop(PROBES_FILE)), allow_pickle=False) as archive:
+            probes = {name: archive[name] for name in archive.files}
+        session = engine.open_compiled(model, config, pieces)
+        if _still_holds(session, probes):
+            return session
+        session.close()
+        why = "it answers otherwise than the model did"
+    except (EngineError, OSError, ValueError, KeyError, TypeError) as error:
+        why = str(error)
+    log.warning("a compiled form of %s is passed over, the model is compiled: %s", model.name, why)
+    return None
+
+
+def drop_forms(model: Model) -> None:
+    """Delete every compiled form of a model."""
+    shutil.rmtree(_forms(model), ignore_errors=True)
+
+
+def _forms(model: Model) -> Path:
+    return home() / "compiled" / hex_of(model.digest)
+
+
+def _folder(model: Model, config: EngineConfig, status: Availability) -> Path:
+    facts: dict[str, Json] = {
+        "config": config.to_json(),
+        "threads": thread_count(config.threads),
+        "version": status.version,
+        "processor": processor(),
+    }
+    return _forms(model) / hex_of(digest_json(facts))
+
+
+def _inputs(model: Model, config: EngineConfig) -> list[dict[str, Array]]:
+    """Return one request per shape that is known ahead."""
+    from ingot.runtime.openvino_shapes import known_shapes
+
+    sizes = list(known_shapes(model.signature, config)) or [(_rows(model),)]
+    return [feeds_at(model, size[0], size[1] if len(size) > 1 else _SEQUENCE) for size in sizes]
+
+
+def _rows(model: Model) -> int:
+    first = model.signature.inputs[0].shape[:1]
+    return first[0] if first and isinstance(first[0], int) else 1
+
+
+def _answers(session: Session, inputs: list[dict[str, Array]]) -> dict[str, Array]:
+    """Return requests and answers in one flat mapping: `0/in/NAME`, `0/out/NAME`, ..."""
+    found: dict[str, Array] = {}
+    for index, feeds in enumerate(inputs):
+        found |= {f"{index}/in/{name}": array for name, array in feeds.items()}
+        found |= {f"{index}/out/{name}": value.copy() for name, value in session.run(feeds).items()}
+    session.close()
+    return found
+
+
+def _still_holds(session: Session, probes: Mapping[str, Array]) -> bool:
+    """Say whether a session gives the very answers that were kept, bit for bit."""
+    for index in sorted({name.split("/", 1)[0] for name in probes}):
+        wanted = {n.split("/", 2)[2]: a for n, a in probes.items() if n.startswith(f"{index}/out/")}
+        feeds = {n.split("/", 2)[2]: a for n, a in probes.items() if n.startswith(f"{index}/in/")}
+        found = session.run(feeds)
+        if set(found) != set(wanted):
+            return False
+        if any(not np.array_equal(found[n], wanted[n], equal_nan=True) for n in wanted):
+            return False
+    return True
+
+
+def _write(
+    model: Model,
+    config: EngineConfig,
+    status: Availability,
+    pieces: Mapping[str, bytes],
+    probes: Mapping[str, Array],
+) -> Form:
+    archive = io.BytesIO()
+    np.savez(archive, allow_pickle=False, **probes)
+    files = {**pieces, PROBES_FILE: archive.getvalue()}
+    facts: Json = {
+        "engine": config.engine,
+        "files": {name: sha256(data).hexdigest() for name, data in files.items()},
+    }
+    folder = _folder(model, config, status)
+    shutil.rmtree(folder, ignore_errors=True)
+    with new_folder(folder) as target:
+        for name, data in files.items():
+            (target / name).write_bytes(data)
+        (target / FACTS_FILE).write_bytes(canonical_json(facts))
+        target.chmod(0o700)
+    return Form(folder, config.engine, sum(map(len, files.values())))
+
+
+def _read(folder: Path) -> dict[str, bytes]:
+    facts = json.loads((folder / FACTS_FILE).read_bytes())
+    files = {name: (folder / name).read_bytes() for name in facts["files"]}
+    for name, data in files.items():
+        if sha256(data).hexdigest() != facts["files"][name]:
+            raise EngineError(f"Its file {name} must be as it was written; it was changed.")
+    return files
