@@ -17,10 +17,10 @@ from ingot.cli._options import (
     seed_option,
 )
 from ingot.cli._print import print_json, print_table, say
+from ingot.core.goals import GOALS, Goal
 from ingot.core.units import show_bytes, show_ms
 
 if TYPE_CHECKING:
-    from ingot.search.job import Goal
     from ingot.search.result import Result
     from ingot.search.trial import Outcome, Trial
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--goal",
-    type=click.Choice(["latency", "throughput", "size", "memory", "cold_start", "energy"]),
+    type=click.Choice(GOALS),
     default="latency",
     show_default=True,
     help="What to be best at among candidates that keep the claims.",
@@ -72,7 +72,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Folder for the model, its evidence, its recipe and the report.",
 )
-@click.option("--dry-run", is_flag=True, help="Print what would be tried, and stop.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check claims, goal, shapes and data, print what would be tried first, and stop.",
+)
 @click.option("--fresh", is_flag=True, help="Forget what an interrupted run of this job finished.")
 @seed_option
 @json_option
@@ -82,7 +86,7 @@ def command(
     task: str | None,
     columns: tuple[str, ...],
     require: tuple[str, ...],
-    goal: "Goal",
+    goal: Goal,
     shapes: tuple[str, ...],
     threads: int,
     minutes: float,
@@ -113,8 +117,8 @@ def command(
     if dry_run:
         sizes = tuple(parse_shape(s) for s in shapes)
         trials = plan(
-            model, data, threads=threads, buckets=buckets, shapes=sizes, goal=goal,
-            factory=where.factory(),
+            model, data, require=require, goal=goal, shapes=sizes, threads=threads,
+            buckets=buckets, factory=where.factory(),
         )  # fmt: skip
         _print_plan(trials, as_json=as_json)
         return 0

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ingot.core.digest import Json
+from ingot.core.goals import Goal
 from ingot.models.model import Model
-from ingot.search.job import Goal
 from ingot.search.trial import Outcome
 
 TIE = 1.02
