@@ -39,6 +39,17 @@ def test_compress_takes_the_recipe_that_it_wrote(run, files, tmp_path):
     assert first["model"] == second["model"]
 
 
+def test_compress_names_what_stays_in_float(run, files, tmp_path):
+    words = ("compress", files / "model.onnx", "--data", files / "data.npz",
+             "--method", "quantize-static", "--set", 'skip=["Conv_c1"]')  # fmt: skip
+    listed = run(*words, "--out", tmp_path / "a", "--json").json["left_in_float"]
+    printed = run(*words, "--out", tmp_path / "b").out
+
+    assert [row["name"] for row in listed if row["reason"] == "named in skip"] == ["Conv_c1"]
+    assert "Left in float: " in printed
+    assert "named in skip: 1 Conv" in printed
+
+
 def test_compress_dry_run_changes_nothing(run, files, tmp_path):
     done = run("compress", files / "model.onnx", "--data", files / "data.npz",
                "--method", "quantize-static", "--out", tmp_path / "small", "--dry-run")  # fmt: skip

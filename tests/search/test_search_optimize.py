@@ -313,3 +313,15 @@ def test_where_nothing_holds_the_nearest_is_named_and_what_is_left_to_try(
     assert result.chosen is None
     assert result.notes[0].startswith(f"Nearest to the claims came {trials[1].label}: Size ratio")
     assert "quantization-aware training" in result.notes[0]
+
+
+def test_what_stays_in_float_is_in_the_result_and_in_the_report(cnn, data, trials, tmp_path):
+    careful = Recipe((QuantizeStatic(observer="min-max", skip=("Gemm_logits",)),))
+    mine = (trials[0], Trial(careful, ONE))
+    larger = ["size ratio >= 1.001"]  # pairs of nodes outweigh what so small a network saves
+    result = optimize(cnn, data, require=larger, trials=mine, out=tmp_path / "b")
+
+    assert ("Gemm_logits", "named in skip") in {(n.name, n.reason) for n in result.left_in_float}
+    assert "Gemm_logits" in [row["name"] for row in result.to_json()["left_in_float"]]
+    facts = json.loads((tmp_path / "b" / "report.json").read_text())["facts"]
+    assert "Gemm_logits (Gemm): named in skip" in facts["left in float"]

@@ -152,11 +152,15 @@ def _print_plan(trials: "Sequence[Trial]", *, as_json: bool) -> None:
 
 def print_result(result: "Result") -> None:
     """Print every candidate, the chosen one marked, and what to do next."""
+    from ingot.compress.quantize.left_in_float import show_left
+
     print_table(
         result.summary,
         ("", "candidate", "runs on", "size", result.shape, result.metric, "claims", "why"),
         [_row(outcome, result) for outcome in result.outcomes],
     )
+    if result.left_in_float:
+        click.echo(f"Left in float: {show_left(result.left_in_float)}. Each by name: in the report")
     say(f"Report: {result.folder / 'report.html'}")
     if result.chosen:
         say(f"Next: ingot release NAME {result.folder} --stage prod && ingot serve NAME@prod")

@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ingot.compress.quantize.left_in_float import left_in_float
 from ingot.compress.recipe import Factory
 from ingot.core.errors import EngineError
 from ingot.core.goals import Goal
 from ingot.core.progress import SILENT, Progress
 from ingot.data.data import Data
 from ingot.models.model import Model
+from ingot.models.onnx_format import read_skeleton
 from ingot.runtime.engine import Engine
 from ingot.runtime.engines import engines as all_engines
 from ingot.runtime.machine import describe_machine, machine_digest
@@ -160,15 +162,22 @@ def _result(
         *explain(outcomes, chosen, judged.metric),
         *name_fault(job, outcomes, models.__getitem__),
     )
+    model = models[chosen.model] if chosen else None
+    left = (
+        left_in_float(read_skeleton(model.onnx_path), chosen.trial.recipe.methods)
+        if model and chosen
+        else ()
+    )
     return Result(
         outcomes,
         chosen,
-        models[chosen.model] if chosen else None,
+        model,
         folder,
         summarize(chosen, judged.best_float, len(outcomes)),
         judged.metric,
         judged.shape,
         notes,
+        left,
     )
 
 
