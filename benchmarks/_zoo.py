@@ -9,56 +9,18 @@ import _small_models
 import _vision
 import numpy as np
 from _contest import Network
+from _stsb import stsb
 
 from ingot.data.data import Data, Split
-from ingot.data.load import load_data
 from ingot.data.splits import make_data
 from ingot.models.load import load_model
 from ingot.models.model import Model
-
-TEXT = """
-name = "stsb"
-task = "similarity"
-columns = {{text = "sentence1", text_b = "sentence2", target = "score"}}
-
-[splits.calibration]
-file = "{train}"
-take = 128
-
-[splits.training]
-file = "{train}"
-
-[splits.test]
-file = "{test}"
-"""
 
 
 def minilm(shared: Path, work: Path) -> tuple[Model, Data]:
     """Return MiniLM and STS-B: dev and half of test judge; training rows share no sentence."""
     model = load_model(_nets.minilm_folder(), name="minilm", root=work / "store")
-    folder = (shared / "stsb").resolve()
-    train, test, settings = (work / name for name in ("train.csv", "test.csv", "stsb.toml"))
-    dev, half = ((folder / name).read_text() for name in ("dev.csv", "test_a.csv"))
-    test.write_text(dev.rstrip("\n") + "\n" + half.partition("\n")[2])
-    _without_known(folder / "train.csv", test, train)
-    settings.write_text(TEXT.format(train=train, test=test))
-    return model, load_data(settings, tokenizer=model.tokenizer_path)
-
-
-def _without_known(source: Path, test: Path, target: Path) -> None:
-    """Write the rows of `source` none of whose sentences the test rows hold."""
-    import csv
-
-    with test.open(newline="", encoding="utf-8") as stream:
-        known = {row[k] for row in csv.DictReader(stream) for k in ("sentence1", "sentence2")}
-    with source.open(newline="", encoding="utf-8") as stream:
-        rows = csv.DictReader(stream)
-        fresh = [r for r in rows if not {r["sentence1"], r["sentence2"]} & known]
-        names = list(rows.fieldnames or ())
-    with target.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, names)
-        writer.writeheader()
-        writer.writerows(fresh)
+    return model, stsb(model, shared, work, training=True)
 
 
 def sst2(shared: Path, work: Path) -> tuple[Model, Data]:
