@@ -77,6 +77,11 @@ def test_where_only_weights_are_integers_only_layers_with_weights_are_listed(met
     assert left(method(embeddings=bits), tiny_transformer(), TOKENS) == ()
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_scales_of_a_large_table_are_no_table(bits):
+    assert left(QuantizeWeights(embeddings=bits), tiny_transformer(vocab=2000), TOKENS) == ()
+
+
 def test_tables_left_by_choice_say_so():
     (row,) = left(QuantizeWeights(embeddings=0), tiny_transformer(), TOKENS)
 

@@ -76,6 +76,7 @@ def command(
     model = where.load()
     data = None if data_path is None else load_data_option(data_path, task, columns, model)
     if dry_run:
+        recipe.check(model, data, factory=where.factory())
         say(f"Would apply {recipe.label} to {model.name} and write {out}.")
         print_json(recipe.to_json()) if as_json else click.echo(recipe.to_toml())
         return

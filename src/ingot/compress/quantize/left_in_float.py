@@ -151,6 +151,7 @@ class _Float:
         found = [
             FloatNode(table, "Gather", self.why_table(table), self.size(table))
             for table in embedding_tables(self.graph, _LEAST_WEIGHTS)
+            if not self.holds_scales(table)
         ]
         for node in self.graph.nodes:
             size = sum(self.size(name) for name in node.input)
@@ -160,6 +161,10 @@ class _Float:
                 found.append(FloatNode(node.name, node.op_type, self.why(node), size))
         found += self.hidden()
         return tuple(sorted(found, key=lambda row: -row.parameters))
+
+    def holds_scales(self, table: str) -> bool:
+        """Whether these are the scales of a table's rows, gathered beside its integers."""
+        return all(reader.name.endswith("_scales") for reader, _ in self.graph.readers[table])
 
     def hidden(self) -> Iterator[FloatNode]:
         """Give the layers of inner graphs, which no quantizer enters."""
