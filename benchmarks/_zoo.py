@@ -103,5 +103,5 @@ NETWORKS = {
     "resnet50": Network("ResNet-50 shape", shape("resnet50_shape"), RANDOM),
     "mobilenet": Network("MobileNetV2 shape", shape("mobilenet_v2_shape"), RANDOM),
     "gpt2": Network("GPT-2-small shape, 1 x 128", shape("gpt2_shape", "input_ids"), RANDOM,
-                    is_text=True),
+                    (1, 128), is_text=True),
 }  # fmt: skip
