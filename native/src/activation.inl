@@ -4,11 +4,10 @@ namespace ingot {
 namespace {
 
 // The order of the arguments matters: maximum and minimum give the second where either is NaN.
-INGOT_INLINE F cut(F x, float low, float high) { return minimum(set(high), maximum(set(low), x)); }
-
-// 2^x for x in [-126, 127], cut there; relative error 2e-7.
+// 2^x for x <= 127, a weight of the softmax: relative error 2e-7, and exactly 0 far below -126.
 INGOT_INLINE F power_of_two(F x) {
-    x = cut(x, -126.0f, 127.0f);
+    const F asked = x;
+    x = maximum(set(lowest_power), x);
     const F whole = nearest(x), part = x - whole;
     F y = set(1.327647152e-03f);
     y = fma(y, part, set(9.675541331e-03f));
@@ -16,12 +15,14 @@ INGOT_INLINE F power_of_two(F x) {
     y = fma(y, part, set(2.402211972e-01f));
     y = fma(y, part, set(6.931469671e-01f));
     y = fma(y, part, set(1.000000072f));
-    return times_power_of_two(y, whole);
+    y = times_power_of_two(y, whole);
+    if constexpr (lowest_power < -150.0f) return y;  // what is smaller than any float has become 0 by itself
+    return drop(y, below(asked, set(lowest_power)));
 }
 
 // e^x for x in [-87, 88]; cut there. The product with log2(e) is split, or its rounding would cost x * 6e-8.
 INGOT_INLINE F exponential(F x) {
-    x = cut(x, -87.0f, 88.0f);
+    x = minimum(set(88.0f), maximum(set(-87.0f), x));
     const F whole = nearest(x * set(1.442695041f));
     const F rest = fnma(whole, set(-2.12194440e-4f), fnma(whole, set(0.693359375f), x));
     const F part = rest * set(1.442695041f);

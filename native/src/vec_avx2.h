@@ -27,6 +27,7 @@ INGOT_INLINE F load(const float* p, Mask m) { return _mm256_maskload_ps(p, m); }
 INGOT_INLINE void store(float* p, F x) { _mm256_storeu_ps(p, x); }
 INGOT_INLINE void store(float* p, F x, Mask m) { _mm256_maskstore_ps(p, m, x); }
 INGOT_INLINE F keep(F x, Mask m) { return _mm256_and_ps(x, _mm256_castsi256_ps(m)); }
+INGOT_INLINE F drop(F x, Mask m) { return _mm256_andnot_ps(_mm256_castsi256_ps(m), x); }
 INGOT_INLINE F keep_or(F x, Mask m, F other) { return _mm256_blendv_ps(other, x, _mm256_castsi256_ps(m)); }
 
 INGOT_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
@@ -35,7 +36,8 @@ INGOT_INLINE F maximum(F a, F b) { return _mm256_max_ps(a, b); }
 INGOT_INLINE F minimum(F a, F b) { return _mm256_min_ps(a, b); }
 INGOT_INLINE F magnitude(F a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 INGOT_INLINE F nearest(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-// For whole n from -126 to 127.
+// For whole n from lowest_power to 127.
+constexpr float lowest_power = -126.0f;
 INGOT_INLINE F times_power_of_two(F a, F n) {
     const I exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
     return _mm256_mul_ps(a, _mm256_castsi256_ps(exponent));

@@ -29,6 +29,7 @@ INGOT_INLINE F load(const float* p, Mask m) { return _mm512_maskz_loadu_ps(m, p)
 INGOT_INLINE void store(float* p, F x) { _mm512_storeu_ps(p, x); }
 INGOT_INLINE void store(float* p, F x, Mask m) { _mm512_mask_storeu_ps(p, m, x); }
 INGOT_INLINE F keep(F x, Mask m) { return _mm512_maskz_mov_ps(m, x); }
+INGOT_INLINE F drop(F x, Mask m) { return _mm512_maskz_mov_ps(static_cast<Mask>(~m), x); }
 INGOT_INLINE F keep_or(F x, Mask m, F other) { return _mm512_mask_mov_ps(other, m, x); }
 
 INGOT_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }    // a b + c
@@ -37,6 +38,8 @@ INGOT_INLINE F maximum(F a, F b) { return _mm512_max_ps(a, b); }          // b w
 INGOT_INLINE F minimum(F a, F b) { return _mm512_min_ps(a, b); }
 INGOT_INLINE F magnitude(F a) { return _mm512_abs_ps(a); }
 INGOT_INLINE F nearest(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+// For whole n, as far down as there is a float; from lowest_power on.
+constexpr float lowest_power = -200.0f;
 INGOT_INLINE F times_power_of_two(F a, F n) { return _mm512_scalef_ps(a, n); }
 INGOT_INLINE Mask below(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 
