@@ -1,8 +1,9 @@
 """A packed transformer on disk: a safetensors file whose tensors lie at multiples of 64 bytes.
 
 Eight bytes, little-endian: length of the header. The header: JSON, padded with spaces so that the data begins at a
-multiple of 64. The data. Reading maps the file and copies nothing; every size, place, type and name, and the spec,
-are checked before a tensor is made.
+multiple of 64. The data, without gaps, as that format wants it: what is needed to reach the next multiple is a tensor
+named `padding.{n}`. Reading maps the file and copies nothing; every size, place, type and name, and the spec, are
+checked before a tensor is made.
 """
 
 import contextlib
@@ -14,15 +15,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ingot_native.errors import PackedFileError, PackError
-from ingot_native.layout import DTYPES, Packed, Slot, check_slots, check_spec, round_up, slots_of
+from ingot_native.layout import DTYPES, Packed, Slot, check_slots, check_spec, slots_of
 from ingot_native.pack import ALIGNMENT, check_packed
 from ingot_native.spec import TransformerSpec
 
 FORMAT = "ingot-native"
 FORMAT_VERSION = "1"
 
+_PADDING = "padding."
 _LONGEST_HEADER = 16 << 20
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -39,23 +42,24 @@ def write_packed(packed: Packed, path: str | os.PathLike[str]) -> None:
         OSError: The file cannot be written.
     """
     check_packed(packed)
+    padded = _with_padding(packed.tensors)
     entries: dict[str, Any] = {"__metadata__": _metadata(packed)}
     offset = 0
-    for name, tensor in packed.tensors.items():
+    for name, tensor in padded.items():
         end = offset + tensor.nbytes
         entries[name] = {
             "dtype": _NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [offset, end],
         }
-        offset = round_up(end, ALIGNMENT)
+        offset = end
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-(8 + len(header)) % ALIGNMENT)
     target = Path(path)
     handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            _write(file, header, packed)
+            _write(file, header, padded)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(target)
@@ -66,11 +70,19 @@ def write_packed(packed: Packed, path: str | os.PathLike[str]) -> None:
     _sync_folder(target.parent)
 
 
-def _write(file: BinaryIO, header: bytes, packed: Packed) -> None:
+def _with_padding(tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    padded: dict[str, NDArray[Any]] = {}
+    for name, tensor in tensors.items():
+        padded[name] = tensor
+        if gap := -tensor.nbytes % ALIGNMENT:
+            padded[f"{_PADDING}{len(padded)}"] = np.zeros(gap, np.int8)
+    return padded
+
+
+def _write(file: BinaryIO, header: bytes, tensors: dict[str, NDArray[Any]]) -> None:
     file.write(len(header).to_bytes(8, "little"))
     file.write(header)
-    for tensor in packed.tensors.values():
-        file.write(bytes(-file.tell() % ALIGNMENT))
+    for tensor in tensors.values():
         file.write(np.ascontiguousarray(tensor).data)
 
 
@@ -163,13 +175,14 @@ def _checked(
     spans: dict[str, tuple[int, int]] = {}
     for name, entry in header.items():
         slots[name], spans[name] = _entry(name, entry, size)
-    check_slots(slots_of(spec, widths, slots), slots)
     end = 0
-    for begin, name in sorted((span[0], name) for name, span in spans.items()):
-        _require(begin >= end, f"Tensor {name!r} must not overlap another.")
-        end = spans[name][1]
+    for span, name in sorted((span, name) for name, span in spans.items()):
+        _require(span[0] == end, f"Tensor {name!r} must begin where another ends, at {end}; got {span[0]}.")
+        end = span[1]
     _require(end == size, f"The data must be {end} bytes, as the header says; got {size}.")
-    return spec, widths, slots, {name: span[0] for name, span in spans.items()}
+    slots = {name: slot for name, slot in slots.items() if not name.startswith(_PADDING)}
+    check_slots(slots_of(spec, widths, slots), slots)
+    return spec, widths, slots, {name: spans[name][0] for name in slots}
 
 
 def _checked_metadata(metadata: object) -> tuple[TransformerSpec, tuple[int, ...]]:
@@ -214,5 +227,6 @@ def _entry(name: str, entry: object, size: int) -> tuple[Slot, tuple[int, int]]:
     begin, end = span
     _require(begin <= end <= size, f"Tensor {name!r} must lie inside the data of {size} bytes; got {span}.")
     _require(end - begin == slot.size_bytes, f"Tensor {name!r} must have {slot.size_bytes} bytes; got {end - begin}.")
-    _require(begin % ALIGNMENT == 0, f"Tensor {name!r} must begin at a multiple of {ALIGNMENT}; got {begin}.")
+    is_aligned = begin % ALIGNMENT == 0 or name.startswith(_PADDING)
+    _require(is_aligned, f"Tensor {name!r} must begin at a multiple of {ALIGNMENT}; got {begin}.")
     return slot, (begin, end)
