@@ -108,7 +108,9 @@ class Encoder:
         ids, offsets = _joined("Token ids", sequences, self.spec.vocab)
         joined_types = None
         if types is not None:
-            joined_types, type_offsets = _joined("Token types", types, max(1, self.spec.token_types))
+            joined_types, type_offsets = _joined(
+                "Token types", types, max(1, self.spec.token_types)
+            )
             if not np.array_equal(offsets, type_offsets):
                 raise InputError("Every token must have one type; the lengths differ.")
         n = len(offsets) - 1
@@ -155,7 +157,10 @@ class Encoder:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -193,7 +198,9 @@ def _spec_struct(packed: Packed) -> lib.Spec:
 
 
 def _unpadded(
-    ids: Sequence[Ids] | NDArray[Any], types: Sequence[Ids] | NDArray[Any] | None, mask: NDArray[Any]
+    ids: Sequence[Ids] | NDArray[Any],
+    types: Sequence[Ids] | NDArray[Any] | None,
+    mask: NDArray[Any],
 ) -> tuple[list[NDArray[Any]], list[NDArray[Any]] | None]:
     """Rows without their padding."""
     table = np.asarray(ids)
@@ -208,7 +215,9 @@ def _unpadded(
         return rows, None
     type_table = np.asarray(types)
     if type_table.shape != table.shape:
-        raise InputError(f"types must have the shape of ids, {table.shape}; got {type_table.shape}.")
+        raise InputError(
+            f"types must have the shape of ids, {table.shape}; got {type_table.shape}."
+        )
     return rows, [row[:length] for row, length in zip(type_table, lengths, strict=True)]
 
 

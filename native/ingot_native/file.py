@@ -129,7 +129,10 @@ def read_packed(path: str | os.PathLike[str]) -> Packed:
         raise PackedFileError(f"{Path(path).name}: {error}") from error
     tensors = {
         name: np.frombuffer(
-            mapped, DTYPES[slot.dtype], slot.size_bytes // DTYPES[slot.dtype].itemsize, start + places[name]
+            mapped,
+            DTYPES[slot.dtype],
+            slot.size_bytes // DTYPES[slot.dtype].itemsize,
+            start + places[name],
         ).reshape(slot.shape)
         for name, slot in slots.items()
     }
@@ -138,11 +141,15 @@ def read_packed(path: str | os.PathLike[str]) -> Packed:
 
 def _require(holds: bool, rule: str) -> None:
     if not holds:
-        raise PackedFileError(f"{rule} The file is damaged or is no packed transformer; pack the model again.")
+        raise PackedFileError(
+            f"{rule} The file is damaged or is no packed transformer; pack the model again."
+        )
 
 
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    _require(len({name for name, _ in pairs}) == len(pairs), "No name may stand twice in the header.")
+    _require(
+        len({name for name, _ in pairs}) == len(pairs), "No name may stand twice in the header."
+    )
     return dict(pairs)
 
 
@@ -177,7 +184,10 @@ def _checked(
         slots[name], spans[name] = _entry(name, entry, size)
     end = 0
     for span, name in sorted((span, name) for name, span in spans.items()):
-        _require(span[0] == end, f"Tensor {name!r} must begin where another ends, at {end}; got {span[0]}.")
+        _require(
+            span[0] == end,
+            f"Tensor {name!r} must begin where another ends, at {end}; got {span[0]}.",
+        )
         end = span[1]
     _require(end == size, f"The data must be {end} bytes, as the header says; got {size}.")
     slots = {name: slot for name, slot in slots.items() if not name.startswith(_PADDING)}
@@ -190,7 +200,10 @@ def _checked_metadata(metadata: object) -> tuple[TransformerSpec, tuple[int, ...
     _require(ok, "The header must have metadata.")
     facts: dict[str, str] = metadata  # type: ignore[assignment]  # checked by ok
     named = facts.get("format"), facts.get("format_version")
-    _require(named == (FORMAT, FORMAT_VERSION), f"The format must be {FORMAT} {FORMAT_VERSION}; got {named}.")
+    _require(
+        named == (FORMAT, FORMAT_VERSION),
+        f"The format must be {FORMAT} {FORMAT_VERSION}; got {named}.",
+    )
     try:
         spec = TransformerSpec.from_json(_object(facts.get("spec", "")))
         widths = json.loads(facts.get("head_widths", ""))
@@ -218,15 +231,24 @@ def _entry(name: str, entry: object, size: int) -> tuple[Slot, tuple[int, int]]:
     _require(ok, f"Tensor {name!r} must have dtype, shape and data_offsets.")
     facts: dict[str, Any] = entry  # type: ignore[assignment]  # checked by ok
     dtype, shape, span = facts["dtype"], facts["shape"], facts["data_offsets"]
-    _require(isinstance(dtype, str) and dtype in DTYPES, f"Tensor {name!r} must be I8, I32 or F32; got {dtype!r}.")
+    _require(
+        isinstance(dtype, str) and dtype in DTYPES,
+        f"Tensor {name!r} must be I8, I32 or F32; got {dtype!r}.",
+    )
     ok = isinstance(shape, list) and len(shape) <= 4 and all(_is_count(n) for n in shape)
     _require(ok, f"Tensor {name!r} must have a shape of at most four sizes; got {shape!r}.")
     ok = isinstance(span, list) and len(span) == 2 and all(_is_count(n) for n in span)
     _require(ok, f"Tensor {name!r} must have two data_offsets; got {span!r}.")
     slot = Slot(dtype, tuple(shape))
     begin, end = span
-    _require(begin <= end <= size, f"Tensor {name!r} must lie inside the data of {size} bytes; got {span}.")
-    _require(end - begin == slot.size_bytes, f"Tensor {name!r} must have {slot.size_bytes} bytes; got {end - begin}.")
+    _require(
+        begin <= end <= size,
+        f"Tensor {name!r} must lie inside the data of {size} bytes; got {span}.",
+    )
+    _require(
+        end - begin == slot.size_bytes,
+        f"Tensor {name!r} must have {slot.size_bytes} bytes; got {end - begin}.",
+    )
     is_aligned = begin % ALIGNMENT == 0 or name.startswith(_PADDING)
     _require(is_aligned, f"Tensor {name!r} must begin at a multiple of {ALIGNMENT}; got {begin}.")
     return slot, (begin, end)

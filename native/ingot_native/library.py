@@ -3,7 +3,18 @@
 import ctypes
 import os
 import sys
-from ctypes import POINTER, c_char_p, c_double, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import (
+    POINTER,
+    c_char_p,
+    c_double,
+    c_int,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -70,7 +81,18 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ingot_width": (c_int, [c_void_p]),
     "ingot_run": (
         c_int,
-        [c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int64, c_char_p, c_size_t],
+        [
+            c_void_p,
+            c_void_p,
+            c_void_p,
+            c_int64,
+            c_void_p,
+            c_int64,
+            c_void_p,
+            c_int64,
+            c_char_p,
+            c_size_t,
+        ],
     ),
 }
 

@@ -22,5 +22,7 @@ if not library_path().exists() and _BUILT.exists():
 def native() -> tuple[str, ...]:
     """Names of the granted instruction sets; skips when the library is not built."""
     if not library_path().exists():
-        pytest.skip("the native library is not built: cmake -S native -B native/build && cmake --build native/build")
+        pytest.skip(
+            "the native library is not built: cmake -S native -B native/build && cmake --build native/build"
+        )
     return granted_sets()

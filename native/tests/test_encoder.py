@@ -87,7 +87,9 @@ def test_long_batches_are_run_in_pieces_with_the_same_bits(native: tuple[str, ..
     assert np.array_equal(together, alone)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_random_shapes_are_within_the_bound(native: tuple[str, ...], data: st.DataObject) -> None:
     spec = data.draw(random_spec())
@@ -199,7 +201,9 @@ def test_a_closed_encoder_says_so(native: tuple[str, ...]) -> None:
         encoder.encode([[1]])
 
 
-def test_an_unknown_instruction_set_is_refused_with_those_there_are(native: tuple[str, ...]) -> None:
+def test_an_unknown_instruction_set_is_refused_with_those_there_are(
+    native: tuple[str, ...],
+) -> None:
     packed, _ = packed_of(BERT)
 
     with pytest.raises(LibraryError, match="granted here \\(scalar.*got 'mmx'"):

@@ -10,9 +10,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_models import BERT, KINDS, random_sequences, random_tensors
 
-from ingot_native import Encoder, LibraryError, Packed, PackedFileError, pack, read_packed, write_packed
+from ingot_native import (
+    Encoder,
+    LibraryError,
+    Packed,
+    PackedFileError,
+    pack,
+    read_packed,
+    write_packed,
+)
 
-SMALL = replace(BERT, layers=1, hidden=8, heads=1, kv_heads=1, head_dim=8, inner=8, vocab=9, positions=6)
+SMALL = replace(
+    BERT, layers=1, hidden=8, heads=1, kv_heads=1, head_dim=8, inner=8, vocab=9, positions=6
+)
 
 
 def packed(spec=SMALL) -> Packed:
@@ -87,7 +97,9 @@ def test_a_mapped_file_gives_the_answers_of_the_packed_model(
         assert np.array_equal(direct.encode(sequences), mapped.encode(sequences))
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"old")
 
@@ -130,13 +142,17 @@ def test_flipped_bits_are_refused_or_give_an_answer(
         try:
             model = read(tmp_path, bytes(data))
             with Encoder(model, threads=1) as encoder:
-                answer = encoder.encode(random_sequences(encoder.spec, [min(6, encoder.spec.positions)]))
+                answer = encoder.encode(
+                    random_sequences(encoder.spec, [min(6, encoder.spec.positions)])
+                )
             assert answer.shape[1] == encoder.width
         except (PackedFileError, LibraryError) as error:
             assert str(error)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.binary(max_size=300))
 def test_random_bytes_are_refused(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(PackedFileError):
@@ -231,10 +247,14 @@ def test_values_that_are_not_finite_are_refused_when_the_encoder_is_made(
     native: tuple[str, ...], tmp_path: Path, written: bytes
 ) -> None:
     header = header_of(written)
-    begin = 8 + int.from_bytes(written[:8], "little") + header["layers.0.qkv.scales"]["data_offsets"][0]
+    begin = (
+        8 + int.from_bytes(written[:8], "little") + header["layers.0.qkv.scales"]["data_offsets"][0]
+    )
     data = written[:begin] + np.float32(np.nan).tobytes() + written[begin + 4 :]
 
-    with pytest.raises(LibraryError, match="'layers.0.qkv.scales' holds a value that is not finite"):
+    with pytest.raises(
+        LibraryError, match="'layers.0.qkv.scales' holds a value that is not finite"
+    ):
         Encoder(read(tmp_path, data))
 
 
@@ -242,7 +262,9 @@ def test_sums_that_no_codes_have_are_refused(
     native: tuple[str, ...], tmp_path: Path, written: bytes
 ) -> None:
     header = header_of(written)
-    begin = 8 + int.from_bytes(written[:8], "little") + header["layers.0.up.sums"]["data_offsets"][0]
+    begin = (
+        8 + int.from_bytes(written[:8], "little") + header["layers.0.up.sums"]["data_offsets"][0]
+    )
     data = written[:begin] + np.int32(2**31 - 1).tobytes() + written[begin + 4 :]
 
     with pytest.raises(LibraryError, match="'layers.0.up.sums' holds a sum"):

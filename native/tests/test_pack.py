@@ -84,7 +84,9 @@ def test_a_float_token_table_is_kept_when_asked_for(native: tuple[str, ...]) -> 
     rounded = tensors["embed.tokens.weight"].copy()
     codes, scales = quantize_rows(rounded)
     sequences = random_sequences(BERT, [9, 30])
-    packed = pack(BERT, tensors | {"embed.tokens.weight": codes * scales[:, None]}, float_tokens=True)
+    packed = pack(
+        BERT, tensors | {"embed.tokens.weight": codes * scales[:, None]}, float_tokens=True
+    )
 
     with Encoder(packed) as floats, Encoder(pack(BERT, tensors)) as codes_only:
         assert packed.tensors["embed.tokens.weight"].dtype == np.float32
@@ -120,7 +122,9 @@ def test_missing_wrong_and_unknown_tensors_are_refused_by_name() -> None:
 
     with pytest.raises(PackError, match="'embed.norm.weight' must be there"):
         pack(BERT, missing)
-    with pytest.raises(PackError, match=r"'layers.0.up.weight' must be float \[96, 48\]; got float32 \[48, 96\]"):
+    with pytest.raises(
+        PackError, match=r"'layers.0.up.weight' must be float \[96, 48\]; got float32 \[48, 96\]"
+    ):
         pack(BERT, turned)
     with pytest.raises(PackError, match="'lm_head.weight' has no place"):
         pack(BERT, tensors | {"lm_head.weight": np.zeros((50, 48), np.float32)})

@@ -109,9 +109,7 @@ def random_tensors(
     return tensors
 
 
-def random_sequences(
-    spec: TransformerSpec, lengths: list[int], seed: int = 0
-) -> list[np.ndarray]:
+def random_sequences(spec: TransformerSpec, lengths: list[int], seed: int = 0) -> list[np.ndarray]:
     """Token ids of sequences of these lengths."""
     rng = np.random.default_rng(seed)
     return [rng.integers(0, spec.vocab, length) for length in lengths]
