@@ -47,7 +47,7 @@ struct Packed {
     Cell* queries;
     Cell* weights;
     float* scores;
-    int64_t ld_values, ld_weights, ld_scores;
+    int64_t ld_values, ld_scores;  // the latter of weights too
     int32_t base;
     bool keys_are_packed;
 };
@@ -64,14 +64,12 @@ size_t attention_scratch(int32_t keys, int32_t head_dim, int32_t) {
            lines(row_block * up(head_dim, 2 * lanes) * cell) + lines(row_block * score_stride(keys) * 4) * 2;
 }
 
-// Scales the scores of one row and turns them into weights that still lack the division by their sum.
-INGOT_INLINE float weigh_row(const Attention& job, int32_t row, Span block, int32_t base, float* scores, Cell* weights) {
-    const Span seen = seen_by(job, row);
-    const int32_t begin = down(seen.from, lanes), end = up(seen.to, lanes);
+// Scales the scores of one row, and finds the largest.
+INGOT_INLINE F scale_row(const Attention& job, int32_t row, Span seen, int32_t base, float* scores) {
     const F factor = set(job.scale * log2_e);
     const int64_t zero = static_cast<int64_t>(job.relative_zero) - job.first_row - row;  // of the table, for key 0
     F most = set(unseen);
-    for (int32_t j = begin; j < end; j += lanes) {
+    for (int32_t j = down(seen.from, lanes); j < seen.to; j += lanes) {
         const bool whole = j >= seen.from && j + lanes <= seen.to;
         const Mask m = whole ? first_lanes(lanes) : lanes_between(seen.from - j, seen.to - j);
         F score = load(scores + j - base) * factor;
@@ -80,39 +78,59 @@ INGOT_INLINE float weigh_row(const Attention& job, int32_t row, Span block, int3
         most = maximum(most, score);
         store(scores + j - base, score);
     }
-    const F top = set(highest(most));
+    return most;
+}
+
+// Scores to weights, which still lack the division by their sum. Indices count from the block's first key.
+INGOT_INLINE F weigh_row(Span seen, int32_t keys, const float* scores, Cell* weights, F top) {
+    const int32_t begin = down(seen.from, lanes), end = up(seen.to, lanes);
     F total = set(0.0f);
-    for (int32_t j = down(block.from, lanes); j < begin; j += lanes) store_cells(weights + j - base, set(0.0f));
+    for (int32_t j = 0; j < begin; j += lanes) store_cells(weights + j, set(0.0f));
     for (int32_t j = begin; j < end; j += lanes) {
-        const F weight = power_of_two(load(scores + j - base) - top);
+        const F weight = power_of_two(load(scores + j) - top);
         total = total + weight;
-        store_cells(weights + j - base, weight);
+        store_cells(weights + j, weight);
     }
-    const int32_t after = end > begin ? end : down(block.from, lanes);
-    for (int32_t j = after; j < up(block.to, lanes); j += lanes) store_cells(weights + j - base, set(0.0f));
-    return end > begin ? 1.0f / sum(total) : 0.0f;
+    for (int32_t j = end; j < keys; j += lanes) store_cells(weights + j, set(0.0f));
+    return total;
+}
+
+// All rows of a block step by step together: what takes long in one row, across its lanes, overlaps with the others.
+template <int R>
+INGOT_APART void softmax(const Attention& job, const Packed& at, int32_t row, Span block, float* shares) {
+    const int32_t first = down(block.from, lanes);
+    Span seen[R];
+    F most[R], total[R];
+    float top[R];
+    for (int32_t r = 0; r < R; ++r) {
+        seen[r] = seen_by(job, row + r);
+        most[r] = scale_row(job, row + r, seen[r], at.base, at.scores + r * at.ld_scores);
+    }
+    each<R>(INGOT_EACH(r) { top[r] = highest(most[r]); });
+    for (int32_t r = 0; r < R; ++r) {
+        const int64_t from = r * at.ld_scores + first - at.base;
+        if (seen[r].from == seen[r].to) seen[r] = {first, first};
+        const Span here = {seen[r].from - first, seen[r].to - first};
+        total[r] = weigh_row(here, block.to - first, at.scores + from, at.weights + from, set(top[r]));
+    }
+    each<R>(INGOT_EACH(r) { shares[r] = seen[r].from < seen[r].to ? 1.0f / sum(total[r]) : 0.0f; });
 }
 
 template <int R, int D>
-INGOT_INLINE void mix_columns(const Attention& job, const Packed& at, int32_t row, Span block, int32_t d,
-                              const float* shares) {
-    F acc[R][D];
-    each<R * D>(INGOT_EACH(i) { acc[i / D][i % D] = set(0.0f); });
+INGOT_APART void mix_columns(const Attention& job, const Packed& at, int32_t row, Span block, int32_t d,
+                             const float* shares) {
     const int32_t from = down(block.from - at.base, paired);
-    mix<R, D>(at.weights + from, at.ld_weights, at.values + from / paired * at.ld_values + d * paired, at.ld_values,
-              block.to - at.base - from, acc);
-    each<R>(INGOT_EACH(r) {
-        each<D>(INGOT_EACH(i) {
-            // Adding 0 makes a -0 that a vanishing product left behind the same 0 in any company.
-            const F share = acc[r][i] * set(shares[r]) + set(0.0f);
-            const int32_t column = d + i * lanes;
-            store(job.out + (row + r) * job.ld_out + column, share, first_lanes(job.head_dim - column));
-        });
-    });
+    mix<R, D>(at.weights + from, at.ld_scores, at.values + from / paired * at.ld_values + d * paired, at.ld_values,
+              block.to - at.base - from, [&](int r, int i, F total) __attribute__((always_inline)) {
+                  // Adding 0 makes a -0 that a vanishing product left behind the same 0 in any company.
+                  const F share = total * set(shares[r]) + set(0.0f);
+                  const int32_t column = d + i * lanes;
+                  store(job.out + (row + r) * job.ld_out + column, share, first_lanes(job.head_dim - column));
+              });
 }
 
 template <int R>
-INGOT_INLINE void score_block(const Attention& job, const Packed& at, const Cell* q, int64_t ld_q, Span block) {
+INGOT_APART void score_block(const Attention& job, const Packed& at, const Cell* q, int64_t ld_q, Span block) {
     const int64_t panel = panel_cells(job.head_dim);
     for (int32_t j = down(block.from, lanes); j < block.to;) {
         const int32_t panels = block.to - j > lanes ? 2 : 1;
@@ -137,8 +155,7 @@ void attend(const Attention& job, const Packed& at, int32_t row) {
     const Cell* q = queries(job.q + row * job.ld_q, job.ld_q, R, job.head_dim, at.queries, ld_q);
     score_block<R>(job, at, q, ld_q, block);
     float shares[R];
-    for (int32_t r = 0; r < R; ++r)
-        shares[r] = weigh_row(job, row + r, block, at.base, at.scores + r * at.ld_scores, at.weights + r * at.ld_weights);
+    softmax<R>(job, at, row, block, shares);
     int32_t d = 0;
     for (; d + lanes < job.head_dim; d += 2 * lanes) mix_columns<R, 2>(job, at, row, block, d, shares);
     if (d < job.head_dim) mix_columns<R, 1>(job, at, row, block, d, shares);
@@ -164,7 +181,7 @@ INGOT_INLINE Packed pack(const Attention& job, Span all) {
     at.keys = reinterpret_cast<Cell*>(take(padded * up(job.head_dim, paired) * cell));
     auto* values = reinterpret_cast<Cell*>(take(padded * up(job.head_dim, lanes) * cell));
     at.queries = reinterpret_cast<Cell*>(take(row_block * up(job.head_dim, 2 * lanes) * cell));
-    at.ld_scores = at.ld_weights = score_stride(job.keys);
+    at.ld_scores = score_stride(job.keys);
     at.scores = reinterpret_cast<float*>(take(row_block * at.ld_scores * 4));
     at.weights = reinterpret_cast<Cell*>(take(row_block * at.ld_scores * 4));
     if constexpr (sizeof(Cell) == sizeof(float)) at.weights = reinterpret_cast<Cell*>(at.scores);  // in their place

@@ -52,10 +52,12 @@ INGOT_INLINE void dots(const Cell* q, int64_t ld_q, const Cell* panel, int32_t d
     each<R * C>(INGOT_EACH(i) { store(scores + (i / C) * ld_scores + (i % C) * lanes, acc[i / C][i % C]); });
 }
 
-// R rows of weights by the columns of D vectors of the values.
-template <int R, int D>
+// R rows of weights by the columns of D vectors of the values; each sum goes to done(row, vector, sum).
+template <int R, int D, class Done>
 INGOT_INLINE void mix(const Cell* weights, int64_t ld_weights, const Cell* values, int64_t ld_values, int32_t count,
-                      F (&acc)[R][D]) {
+                      Done&& done) {
+    F acc[R][D];
+    each<R * D>(INGOT_EACH(i) { acc[i / D][i % D] = set(0.0f); });
     for (int32_t j = 0; j < count; ++j, values += ld_values) {
         F value[D];
         each<D>(INGOT_EACH(d) { value[d] = load(values + d * lanes); });
@@ -64,6 +66,7 @@ INGOT_INLINE void mix(const Cell* weights, int64_t ld_weights, const Cell* value
             each<D>(INGOT_EACH(d) { acc[r][d] = fma(weight, value[d], acc[r][d]); });
         });
     }
+    each<R * D>(INGOT_EACH(i) { done(i / D, i % D, acc[i / D][i % D]); });
 }
 
 }  // namespace

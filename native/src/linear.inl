@@ -1,8 +1,20 @@
-// x w^T in eight bits. The instruction set gives `multiply<R, C>`: exact sums of R rows by C panels of sixteen
-// outputs. Here: which blocks, and what becomes of the sums.
+// x w^T in eight bits. The instruction set gives `multiply<C>`: the exact sums of up to `rows_at_once` rows by C
+// panels of sixteen outputs. Here: which blocks, and what becomes of the sums.
 
 namespace ingot {
 namespace {
+
+struct Rows {
+    const uint8_t* codes;
+    const int8_t* panels;
+    const int32_t* code_sums;  // of the panels' outputs
+    int64_t k_pad;
+    int32_t prepared;          // rows that the machine is set up for; only tiles need it
+};
+
+// Sums [rows][16 C].
+template <int C>
+void multiply(int32_t rows, Rows& part, int32_t* sums);
 
 // Rows are cut into equal blocks, so that none is much smaller than the others, and all rows that stay in the
 // second-level cache go over a panel before the next panel is read.
@@ -40,32 +52,16 @@ INGOT_INLINE Finish finish_of(Activation activation) {
     return finish<Activation::none>;
 }
 
-struct Rows {
-    const uint8_t* codes;
-    const int8_t* panels;
-    const int32_t* code_sums;  // of the panels' outputs
-    int64_t k_pad;
-};
-
-using Multiply = void (*)(const Rows&, int32_t* sums);
-
-template <int C, int R>
-INGOT_INLINE Multiply multiply_of(int32_t rows) {
-    if constexpr (R > 1)
-        if (rows < R) return multiply_of<C, R - 1>(rows);
-    return multiply<R, C>;
-}
-
 template <int C>
-INGOT_INLINE void over_panels(const Linear& job, int32_t row, int32_t rows, int32_t column, Finish done) {
+INGOT_INLINE void over_panels(const Linear& job, Rows& part, int32_t row, int32_t rows, int32_t column, Finish done) {
     const Weights8& w = *job.weights;
     alignas(64) int32_t sums[rows_at_once * C * 16];
-    Rows part = {job.codes + static_cast<int64_t>(row) * w.k_pad, w.codes + static_cast<int64_t>(column) * w.k_pad,
-                 w.sums + column, w.k_pad};
-    int32_t blocks = (rows + rows_at_once - 1) / rows_at_once;
-    for (; blocks > 0; --blocks) {
+    part.codes = job.codes + static_cast<int64_t>(row) * w.k_pad;
+    part.panels = w.codes + static_cast<int64_t>(column) * w.k_pad;
+    part.code_sums = w.sums + column;
+    for (int32_t blocks = (rows + rows_at_once - 1) / rows_at_once; blocks > 0; --blocks) {
         const int32_t here = (rows + blocks - 1) / blocks;
-        multiply_of<C, rows_at_once>(here)(part, sums);
+        multiply<C>(here, part, sums);
         done(job, row, here, column, C * 16, sums);
         part.codes += here * part.k_pad;
         row += here;
@@ -76,13 +72,14 @@ INGOT_INLINE void over_panels(const Linear& job, int32_t row, int32_t rows, int3
 void linear(const Linear& job) {
     const Weights8& w = *job.weights;
     const Finish done = finish_of(job.activation);
+    Rows part = {nullptr, nullptr, nullptr, w.k_pad, 0};
     int32_t together = cached_bytes / w.k_pad;
     together = together < 4 * rows_at_once ? 4 * rows_at_once : together;
     for (int32_t row = 0; row < job.rows; row += together) {
         const int32_t rows = job.rows - row < together ? job.rows - row : together;
         int32_t column = job.first;
-        for (; column + 16 < job.last; column += 32) over_panels<2>(job, row, rows, column, done);
-        if (column < job.last) over_panels<1>(job, row, rows, column, done);
+        for (; column + 16 < job.last; column += 32) over_panels<2>(job, part, row, rows, column, done);
+        if (column < job.last) over_panels<1>(job, part, row, rows, column, done);
     }
 }
 

@@ -7,10 +7,6 @@ namespace {
 
 constexpr int rows_at_once = 4;
 
-struct Rows;
-template <int R, int C>
-void multiply(const Rows& part, int32_t* sums);
-
 }  // namespace
 }  // namespace ingot
 
@@ -50,10 +46,16 @@ INGOT_INLINE void multiply_panel(const Rows& part, const int8_t* w, int32_t* sum
     each<R * 2>(INGOT_EACH(i) { store(sums + i / 2 * ld + i % 2 * 8, acc[i / 2][i % 2]); });
 }
 
-template <int R, int C>
-void multiply(const Rows& part, int32_t* sums) {
-    for (int c = 0; c < C; ++c)
-        multiply_panel<R>(part, part.panels + c * 16 * part.k_pad, sums + 16 * c, 16 * C);
+template <int C, int R>
+INGOT_INLINE void multiply_any(int32_t rows, const Rows& part, int32_t* sums) {
+    if constexpr (R > 1)
+        if (rows < R) return multiply_any<C, R - 1>(rows, part, sums);
+    for (int c = 0; c < C; ++c) multiply_panel<R>(part, part.panels + c * 16 * part.k_pad, sums + 16 * c, 16 * C);
+}
+
+template <int C>
+void multiply(int32_t rows, Rows& part, int32_t* sums) {
+    multiply_any<C, rows_at_once>(rows, part, sums);
 }
 
 }  // namespace

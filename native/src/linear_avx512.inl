@@ -6,10 +6,6 @@ namespace {
 
 constexpr int rows_at_once = 12;  // 12 x 2 sums fill 24 registers; fourteen loads feed 24 products
 
-struct Rows;
-template <int R, int C>
-void multiply(const Rows& part, int32_t* sums);
-
 INGOT_INLINE I four_codes(const uint8_t* p) {
     int32_t four;
     __builtin_memcpy(&four, p, sizeof four);
@@ -27,7 +23,7 @@ namespace {
 // U independent sums per output hide the latency of the products where rows are few; sums are exact, so their
 // order is free. k_pad is a multiple of 64: of sixteen steps of four codes.
 template <int R, int C>
-void multiply(const Rows& part, int32_t* sums) {
+void multiply_block(const Rows& part, int32_t* sums) {
     constexpr int U = R * C >= 8 ? 1 : R * C >= 4 ? 2 : R * C >= 2 ? 4 : 8;
     const int64_t k_pad = part.k_pad;
     I acc[U][R][C];
@@ -53,6 +49,18 @@ void multiply(const Rows& part, int32_t* sums) {
         each<U - 1>(INGOT_EACH(u) { total = _mm512_add_epi32(total, acc[u + 1][i / C][i % C]); });
         store(sums + i * 16, total);
     });
+}
+
+template <int C, int R>
+INGOT_INLINE void multiply_any(int32_t rows, const Rows& part, int32_t* sums) {
+    if constexpr (R > 1)
+        if (rows < R) return multiply_any<C, R - 1>(rows, part, sums);
+    multiply_block<R, C>(part, sums);
+}
+
+template <int C>
+void multiply(int32_t rows, Rows& part, int32_t* sums) {
+    multiply_any<C, rows_at_once>(rows, part, sums);
 }
 
 }  // namespace

@@ -3,6 +3,8 @@
 #pragma once
 
 #define INGOT_INLINE inline __attribute__((always_inline))
+// Apart, so that one loop's constants do not take registers from another's sums.
+#define INGOT_APART __attribute__((noinline))
 #define INGOT_EACH(i) [&](auto i) __attribute__((always_inline))
 
 namespace ingot {
