@@ -15,6 +15,9 @@ from ingot.models.transformer.refusal import NotRecognized
 _SIZES = frozenset({"Shape", "Size"})
 _TABLES = frozenset({"Gather", "GatherElements"})
 _COPIES = frozenset({"Identity", "Dropout"})
+_SAME_TYPE = frozenset(
+    ("Add", "Div", "Erf", "Gather", "Gemm", "LayerNormalization", "MatMul", "Mul", "Pow", "Reshape")
+) | frozenset(("Sigmoid", "Softmax", "Sqrt", "Sub", "Tanh", "Transpose"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,6 +84,7 @@ class Graph:
         self.rounded = False
         made = {o: n for n in proto.graph.node for o in n.output if o}
         self._alias: dict[str, str] = {}
+        self._types = {w.name: w.data_type for w in proto.graph.initializer}
         kept = [n for n in proto.graph.node if not self._is_copy(n, made)]
         self.names = tuple(o.name for o in proto.graph.output)
         self.outputs = tuple(self._resolve(name) for name in self.names)
@@ -107,7 +111,11 @@ class Graph:
                 return self._read(self._weights[name])
             node = self.maker[name]
             inputs = [self.constant(i) if i else None for i in node.inputs]
-            self._values |= zip(node.outputs, self.operators.run(node.proto, inputs), strict=False)
+            self._values |= zip(
+                [o for o in node.outputs if o],
+                self.operators.run(node.proto, inputs),
+                strict=False,
+            )
         return self._values[name]
 
     def dims(self, name: str) -> tuple[int, ...]:
@@ -124,7 +132,7 @@ class Graph:
         return found[0]
 
     def ancestors(self, name: str, stop: Iterable[str] = ()) -> list[Node]:
-        """Return the nodes that a tensor is computed by, back to `stop`, in order."""
+        """Return the nodes that a tensor's values come from, back to `stop`, in order."""
         seen: dict[int, Node] = {}
         waiting, barrier = [name], set(stop)
         while waiting:
@@ -132,19 +140,33 @@ class Graph:
             if node is None or node.place in seen:
                 continue
             seen[node.place] = node
-            waiting += [i for i in node.inputs if i and i not in barrier]
+            if node.op not in _SIZES:
+                waiting += [i for i in node.inputs if i and i not in barrier]
         return [seen[place] for place in sorted(seen)]
 
     def _is_copy(self, node: onnx.NodeProto, made: dict[str, onnx.NodeProto]) -> bool:
         if node.op_type in _COPIES and not (len(node.input) > 2 and node.input[2]):
             self._alias[node.output[0]] = node.input[0]
             return True
+        if node.op_type == "Cast" and self._types.get(self._resolve(node.input[0])) == _to(node):
+            self._alias[node.output[0]] = node.input[0]
+            return True
+        self._note_type(node)
         source = made.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
         if source is None or source.op_type != "QuantizeLinear" or source.input[0] in self._weights:
             return False
         self._alias[node.output[0]] = source.input[0]
         self.rounded = True
         return True
+
+    def _note_type(self, node: onnx.NodeProto) -> None:
+        """Remember types as far as casts that change nothing need them."""
+        if node.op_type == "Cast":
+            self._types[node.output[0]] = _to(node)
+        elif node.op_type in _SAME_TYPE and not node.domain:
+            known = self._types.get(self._resolve(node.input[0]))
+            if known is not None:
+                self._types[node.output[0]] = known
 
     def _resolve(self, name: str) -> str:
         while name in self._alias:
@@ -187,6 +209,10 @@ class Graph:
     def reads(self, name: str) -> frozenset[str]:
         """Return the inputs whose values, not only sizes, a tensor depends on."""
         return self._reads.get(name, frozenset())
+
+
+def _to(node: onnx.NodeProto) -> int:
+    return next(int(a.i) for a in node.attribute if a.name == "to")
 
 
 def _operator(node: onnx.NodeProto) -> str:

@@ -11,6 +11,8 @@ from onnx import helper
 from ingot.data.data import Array
 from ingot.models.transformer.refusal import NotRecognized
 
+# What numpy and the reference raise for sizes and types that do not fit, or an unknown operator.
+_FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _erf = np.frompyfunc(math.erf, 1, 1)
 
 
@@ -47,8 +49,9 @@ class Operators:
         try:
             if key not in self._ready:
                 self._ready[key] = ReferenceEvaluator(self._model(node, inputs))
-            found = self._ready[key].run(None, given)
-        except Exception as error:  # noqa: BLE001 # the reference raises whatever numpy does
+            with np.errstate(all="ignore"):  # masks hold infinities on purpose
+                found = self._ready[key].run(None, given)
+        except _FAILURES as error:
             raise NotRecognized(f"{label} cannot be computed beside the graph: {error}") from error
         return [np.asarray(value) for value in found]
 

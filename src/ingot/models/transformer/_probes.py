@@ -214,7 +214,7 @@ class Probes:
         Raises:
             NotRecognized: A node computes features that nobody accounted for.
         """
-        for node in self.graph.nodes:
+        for node in self.graph.ancestors(self.graph.outputs[0]):
             feature = any(self.graph.is_feature(name) for name in node.outputs)
             if feature and node.place not in self._explained:
                 raise NotRecognized(f"{node.label} belongs to no part of a transformer")

@@ -116,7 +116,7 @@ def _by_distance(table: Array, length: int) -> Array:
 def _scale(s: Array, z: Array, visible: Array) -> float:
     """Return the factor of the scores; two sequences share whatever is added."""
     both = np.broadcast_to(visible[:1] & visible[1:2], s[:1].shape)[0]
-    rise, run = (z[0] - z[1])[both], (s[0] - s[1])[both]
+    rise, run = z[0][both] - z[1][both], s[0][both] - s[1][both]
     steady = np.abs(run) > 0.5
     scale = float(np.median(rise[steady] / run[steady])) if steady.any() else 0.0
     return 1.0 if abs(scale - 1) < 1e-5 else scale
