@@ -122,6 +122,11 @@ class Graph:
         """Return the sizes of a constant tensor; a stored one is not read for it."""
         if name in self._weights:
             return tuple(self._weights[name].dims)
+        node = self.maker[name]
+        if node.op == "DequantizeLinear":
+            return self.dims(node.inputs[0])
+        if node.op == "Transpose" and len(self.dims(node.inputs[0])) == 2:
+            return self.dims(node.inputs[0])[::-1]
         return tuple(self.constant(name).shape)
 
     def only_reader(self, name: str, *ops: str) -> Node | None:

@@ -41,6 +41,8 @@ class Operators:
             return [erf(np.asarray(inputs[0]))]
         if node.op_type == "GatherND" and not any(a.i for a in node.attribute):
             return [_gather_nd(np.asarray(inputs[0]), np.asarray(inputs[1]))]
+        if node.op_type == "DequantizeLinear" and not node.domain:
+            return [_dequantize(node, *inputs)]
         from onnx.reference import ReferenceEvaluator
 
         label = f"{node.op_type} (node {node.name or node.output[0]!r})"
@@ -73,4 +75,23 @@ class Operators:
 
 def _gather_nd(data: Array, indices: Array) -> Array:
     found: Array = data[tuple(np.moveaxis(indices, -1, 0))]
+    return found
+
+
+def _dequantize(
+    node: onnx.NodeProto, stored: Array | None, scale: Array | None, zero: Array | None = None
+) -> Array:
+    """Widen integers; the reference knows this operator only from opset 19 on."""
+    assert stored is not None
+    assert scale is not None
+    options = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    axis, values = options.get("axis", 1), stored.astype(np.float32)
+    points = np.zeros_like(scale) if zero is None else zero.astype(np.float32)
+    if options.get("block_size"):
+        scale, points = (np.repeat(v, options["block_size"], axis) for v in (scale, points))
+    elif scale.size > 1:
+        shape = [1] * values.ndim
+        shape[axis] = -1
+        scale, points = scale.reshape(shape), points.reshape(shape)
+    found: Array = (values - points.astype(np.float32)) * scale
     return found
