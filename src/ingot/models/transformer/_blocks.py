@@ -7,7 +7,7 @@ import numpy as np
 
 from ingot.data.data import Array
 from ingot.models.transformer._functions import ACTIVATIONS
-from ingot.models.transformer._heads import Heads, read_heads
+from ingot.models.transformer._heads import HeadReader, Heads
 from ingot.models.transformer._norms import Norm
 from ingot.models.transformer._pieces import Dense, Piece, Product, Softmax
 from ingot.models.transformer._probes import MOVES, SCALES, SUMS, Probes, Values, mapped
@@ -86,6 +86,7 @@ class BlockReader:
 
     Attributes:
         probes: The traces.
+        heads: Reads what products of attention read.
         scores: Reads what is between scores and softmax.
         stream: What enters the next block, in every trace.
         embedding_norm: The norm of the embeddings, once it is known to be one.
@@ -93,6 +94,7 @@ class BlockReader:
     """
 
     probes: Probes
+    heads: HeadReader
     scores: ScoreReader
     stream: Values
     embedding_norm: Norm | None = None
@@ -193,8 +195,8 @@ class BlockReader:
         for dense in group:
             probes.take(dense)
         product = self._expect(Product, where, "the product of queries and keys")
-        q = read_heads(probes, product.inputs[0], group, turned=False, where=f"{where}, queries")
-        k = read_heads(probes, product.inputs[1], group, turned=True, where=f"{where}, keys")
+        q = self.heads.read(product.inputs[0], group, turned=False, where=f"{where}, queries")
+        k = self.heads.read(product.inputs[1], group, turned=True, where=f"{where}, keys")
         probes.take(product)
         softmax = self._expect(Softmax, where, "the softmax of the scores")
         scores = self.scores.read(product, softmax, len(q.columns), where)
@@ -205,7 +207,7 @@ class BlockReader:
         if not all(np.array_equal(a, b) for a, b in zip(shares, probes[softmax.output], strict=True)):
             raise NotRecognized(f"{where}: {mix.nodes[0].label} does not read the softmax")
         probes.explain(mix.inputs[0], _PROBABILITIES, where)
-        v = read_heads(probes, mix.inputs[1], group, turned=False, where=f"{where}, values")
+        v = self.heads.read(mix.inputs[1], group, turned=False, where=f"{where}, values")
         probes.take(mix)
         o = self._output(mix, len(q.columns), where)
         return self._checked(Attention(q, k, v, o, scores), group, where)

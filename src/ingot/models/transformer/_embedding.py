@@ -6,7 +6,7 @@ import numpy as np
 
 from ingot.data.data import Array
 from ingot.models.transformer._graph import Node
-from ingot.models.transformer._probes import SCALES, Probes, Trace, Values
+from ingot.models.transformer._probes import EMBEDDINGS, SCALES, Probes, Trace, Values
 from ingot.models.transformer.refusal import NotRecognized
 
 # Rows may come as integers, or as two halves of bytes, and be widened before they are added.
@@ -21,12 +21,14 @@ class Embedding:
     Attributes:
         tables: `tokens`, `positions`, `types` -> `[rows, hidden]`, float32.
         values: Their sum in every trace, `(batch, length, hidden)`.
+        positions: Longest sequence.
         offset: Row of the position of the first token.
         padding_id: A token that takes no place (RoBERTa); -1 for none.
     """
 
     tables: dict[str, Array]
     values: Values
+    positions: int
     offset: int
     padding_id: int
 
@@ -40,8 +42,12 @@ class _Found:
     constant: Array | None = None
 
 
-def read_embedding(probes: Probes) -> Embedding:
+def read_embedding(probes: Probes, longest: int) -> Embedding:
     """Read the embeddings: what enters the first piece.
+
+    Args:
+        probes: The traces.
+        longest: Tokens that a sequence may have at most.
 
     Raises:
         NotRecognized: It is no sum of rows of tables.
@@ -58,8 +64,11 @@ def read_embedding(probes: Probes) -> Embedding:
     if "tokens" not in tables:
         raise NotRecognized(f"{probes.label(name)} adds no rows that the token ids pick")
     _check_sum(probes, name, tables, found.offset)
-    probes.explain(name, _ROWS, "embeddings")
-    return Embedding(tables, values, found.offset, _padding_id(probes, found))
+    probes.explain(name, _ROWS, EMBEDDINGS)
+    positions = _positions(probes, tables, found, longest)
+    if "positions" in tables:
+        tables["positions"] = tables["positions"][: found.offset + positions]
+    return Embedding(tables, values, positions, found.offset, _padding_id(probes, found))
 
 
 def _classify(probes: Probes, name: str) -> _Found:
@@ -83,6 +92,7 @@ def _kind(probes: Probes, node: Node, found: _Found) -> str:
     whole = [np.broadcast_to(i, r.shape) if i.ndim < 3 else i for i, r in zip(indices, real, strict=True)]
     for kind, source in (("tokens", roles.ids), ("types", roles.types)):
         if source is not None and _equal(whole, probes[source], real):
+            _check_picking(probes, node, source)
             return kind
     first = int(whole[0].flat[0])
     places = [np.broadcast_to(np.arange(r.shape[1]) + first, r.shape) for r in real]
@@ -95,6 +105,16 @@ def _kind(probes: Probes, node: Node, found: _Found) -> str:
     raise NotRecognized(
         f"embeddings: {node.label} picks rows neither by token, by type nor by position"
     )
+
+
+def _check_picking(probes: Probes, node: Node, source: str) -> None:
+    """Check that every id, not only those that were tried, picks the row of its number."""
+    rows = probes.roles.vocab if source == probes.roles.ids else probes.roles.type_rows
+    feeds = probes.roles.feeds(np.ones((1, rows), bool), seed=0)
+    feeds[source] = np.arange(rows)[None].astype(feeds[source].dtype)
+    index = Trace(probes.graph, (), feeds)[node.inputs[1]].reshape(-1)
+    if not np.array_equal(index, np.arange(rows)):
+        raise NotRecognized(f"embeddings: {node.label} does not pick the row of each id")
 
 
 def _equal(mine: Values, theirs: Values, real: Values) -> bool:
@@ -146,6 +166,23 @@ def _check_sum(probes: Probes, name: str, tables: dict[str, Array], offset: int)
         expected.append(total)
     if not probes.same(name, expected):
         raise NotRecognized(f"embeddings: {probes.label(name)} is more than a sum of rows")
+
+
+def _positions(
+    probes: Probes, tables: dict[str, Array], found: _Found, longest: int
+) -> int:
+    """Return the longest sequence, up to which positions pick row after row."""
+    if probes.roles.fixed[1] is not None:
+        longest = min(longest, probes.roles.fixed[1])
+    if "positions" not in tables:
+        return longest
+    longest = min(longest, len(tables["positions"]) - found.offset)
+    for node in probes.graph.nodes:
+        if found.gathers.get(node.place) == "positions":
+            index = probes.far(longest, {})[node.inputs[1]].reshape(-1)
+            if not np.array_equal(index, np.arange(longest) + found.offset):
+                raise NotRecognized(f"embeddings: {node.label} does not pick row after row")
+    return longest
 
 
 def _padding_id(probes: Probes, found: _Found) -> int:

@@ -9,7 +9,8 @@ from ingot.models.transformer._pieces import Dense
 from ingot.models.transformer._probes import MOVES, SCALES, Probes, Values, close, mapped
 from ingot.models.transformer.refusal import NotRecognized
 
-_NEAR = 1e-3
+_NEAR = 2e-4
+_FAR = 2e-3  # float32 angles of far positions are exact to 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,34 +32,59 @@ class Heads:
     base: float = 0.0
 
 
-def read_heads(probes: Probes, name: str, group: list[Dense], *, turned: bool, where: str) -> Heads:
-    """Read one side of a product.
+class HeadReader:
+    """Reads what products of attention read; angles that blocks share are checked once."""
 
-    Args:
-        probes: The traces.
-        name: The tensor.
-        group: Layers that it may come from.
-        turned: Whether its last two axes are exchanged, as those of keys are.
-        where: Block and part, for messages.
+    def __init__(self, probes: Probes, positions: int) -> None:
+        """Take the traces and the longest sequence."""
+        self._probes, self._positions = probes, positions
+        self._checked: set[tuple[str, ...]] = set()
 
-    Raises:
-        NotRecognized: It is not made of one layer's outputs, cut into heads.
-    """
-    sources = probes.sources(name)
-    dense = next((d for d in group if sources == {d.output}), None)
-    if dense is None:
-        made = ", ".join(sorted(probes.label(s) for s in sources)) or "no layer"
-        raise NotRecognized(f"{where}: {probes.label(name)} is made of {made}, not of one layer "
-                            "that reads the block's input")  # fmt: skip
-    values = mapped(lambda v, b: _by_head(v, b, turned=turned), probes[name], probes.tokens(dense.output))
-    base = probes.tokens(dense.output)
-    columns, scale = _columns(values[0], base[0], f"{where}: {probes.label(name)}")
-    plain = mapped(lambda b: scale * b[..., columns].transpose(0, 2, 1, 3), base)
-    rotary_dim, angle_base = 0, 0.0
-    if not all(close(v, p) for v, p in zip(values, plain, strict=True)):
-        rotary_dim, angle_base = _rotation(values, plain, f"{where}: {probes.label(name)}")
-    probes.explain(name, SCALES if rotary_dim or scale != 1 else MOVES, where)
-    return Heads(dense, columns, scale, rotary_dim, angle_base)
+    def read(self, name: str, group: list[Dense], *, turned: bool, where: str) -> Heads:
+        """Read one side of a product.
+
+        Args:
+            name: The tensor.
+            group: Layers that it may come from.
+            turned: Whether its last two axes are exchanged, as those of keys are.
+            where: Block and part, for messages.
+
+        Raises:
+            NotRecognized: It is not made of one layer's outputs, cut into heads.
+        """
+        probes, sources = self._probes, self._probes.sources(name)
+        dense = next((d for d in group if sources == {d.output}), None)
+        if dense is None:
+            made = ", ".join(sorted(probes.label(s) for s in sources)) or "no layer"
+            raise NotRecognized(
+                f"{where}: {probes.label(name)} is made of {made}, not of one layer that reads the "
+                "block's input"
+            )
+        label, base = f"{where}: {probes.label(name)}", probes.tokens(dense.output)
+        values = mapped(lambda v, b: _by_head(v, b, turned=turned), probes[name], base)
+        columns, scale = _columns(values[0], base[0], label)
+        plain = mapped(lambda b: scale * b[..., columns].transpose(0, 2, 1, 3), base)
+        found = Heads(dense, columns, scale)
+        if not all(close(v, p) for v, p in zip(values, plain, strict=True)):
+            found = Heads(dense, columns, scale, *_rotation(values, plain, label))
+            self._check_far(name, found, turned=turned, label=label)
+        probes.explain(name, SCALES if found.rotary_dim or scale != 1 else MOVES, where)
+        return found
+
+    def _check_far(self, name: str, heads: Heads, *, turned: bool, label: str) -> None:
+        """Check that the angles keep their rule up to the longest sequence."""
+        key = self._probes.beside(name)
+        if key in self._checked:
+            return
+        self._checked.add(key)
+        length, width = self._positions, len(heads.dense.matrix.values)
+        base = np.random.default_rng(length).standard_normal((1, length, width), np.float32)
+        flat = self._probes[heads.dense.output][0].ndim == 2
+        given = {heads.dense.output: base[0] if flat else base}
+        value = _by_head(self._probes.far(length, given)[name], base, turned=turned)
+        plain = heads.scale * base[..., heads.columns].transpose(0, 2, 1, 3)
+        if not close(value, rotate(plain, heads.rotary_dim, heads.base), _FAR):
+            raise NotRecognized(f"{label} is rotated by another rule far from the first token")
 
 
 def _by_head(value: Array, base: Array, *, turned: bool) -> Array:
@@ -115,7 +141,7 @@ def _base(steps: Array, rotary: int) -> float:
     rough = float(steps[1] ** (-rotary / 2))
     for digits in (1, 2, 3, 4, 5):
         rounded = float(f"{rough:.{digits - 1}e}")
-        if abs(rounded - rough) < _NEAR / 5 * rough:
+        if abs(rounded - rough) < _NEAR * rough:
             return rounded
     return float(f"{rough:.5e}")
 

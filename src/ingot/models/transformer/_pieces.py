@@ -91,6 +91,8 @@ def find_pieces(graph: Graph) -> list[Piece]:
         NotRecognized: A piece is of a kind that the engine does not have.
     """
     found = list(_pieces(graph))
+    norms = {piece.output for piece in found if isinstance(piece, Norm)}
+    found = [_with_factor(graph, p, norms) if isinstance(p, Dense) else p for p in found]
     return sorted(found, key=lambda piece: piece.nodes[-1].place)
 
 
@@ -152,6 +154,20 @@ def _with_bias(
             bias, nodes, output = graph.constant(other).reshape(-1), (*nodes, add), add.outputs[0]
     kept = None if bias is None else np.ascontiguousarray(bias, np.float32)
     return Dense((source,), output, nodes, matrix, kept)
+
+
+def _with_factor(graph: Graph, dense: Dense, norms: set[str]) -> Dense:
+    """Take in a constant factor of each input, which smoothing leaves before a layer."""
+    node = graph.maker.get(dense.inputs[0])
+    if node is None or node.op != "Mul" or node.outputs[0] in norms:
+        return dense
+    factor = next((n for n in node.inputs if graph.is_constant(n)), None)
+    width = dense.matrix.values.shape[1]
+    if factor is None or graph.dims(factor) != (width,) or width == 1:
+        return dense
+    source = next(n for n in node.inputs if n != factor)
+    matrix = Matrix((dense.matrix.floats() * graph.constant(factor)).astype(np.float32))
+    return Dense((source,), dense.output, (node, *dense.nodes), matrix, dense.bias)
 
 
 def _integer_dense(graph: Graph, node: Node) -> Piece:

@@ -6,12 +6,11 @@ import numpy as np
 
 from ingot.data.data import Array
 from ingot.models.transformer._pieces import Product, Softmax
-from ingot.models.transformer._probes import SCALES, Probes, Trace, close
+from ingot.models.transformer._probes import SCALES, Probes, close
 from ingot.models.transformer.refusal import NotRecognized
 
 _HIDDEN = -5000.0  # old exports add -10000 to the scores of padding
-_ALLOWED = SCALES | {"Where", "IsNaN", "Max", "Clip"}
-_SAMPLED = 64
+_ALLOWED = SCALES | {"Where"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +73,7 @@ class ScoreReader:
         self, scores: str, name: str, heads: int, where: str
     ) -> tuple[Array, Array | None]:
         """Return who sees whom at full length `(length, length)`, and the bias by distance."""
-        region = self._probes.region(name)
-        key = tuple(i for n in region for i in n.inputs if not self._probes.graph.is_feature(i))
+        key = self._probes.beside(name)
         if key not in self._known:
             self._known[key] = self._look(scores, name, heads, where)
         return self._known[key]
@@ -84,12 +82,9 @@ class ScoreReader:
         self, scores: str, name: str, heads: int, where: str
     ) -> tuple[Array, Array | None]:
         length, probes = self._positions, self._probes
-        feeds = probes.roles.feeds(np.ones((1, length), bool), seed=0)
         flat = probes[scores][0].ndim == 3
         zeros = np.zeros((heads, length, length) if flat else (1, 1, length, length), np.float32)
-        pieces = [p for p in probes.pieces if p.output != scores]
-        z = Trace(probes.graph, pieces, feeds | {scores: zeros})[name]
-        z = z.reshape(-1, length, length)
+        z = probes.far(length, {scores: zeros})[name].reshape(-1, length, length)
         seen = z[0] >= _HIDDEN
         if any(((z[h] >= _HIDDEN) != seen).any() for h in range(len(z))):
             raise NotRecognized(f"{where}: the heads of {probes.label(name)} see different tokens")

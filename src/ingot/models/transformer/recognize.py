@@ -16,6 +16,7 @@ from ingot.data.data import Array
 from ingot.models.transformer._blocks import Block, BlockReader
 from ingot.models.transformer._embedding import Embedding, read_embedding
 from ingot.models.transformer._graph import Graph
+from ingot.models.transformer._heads import HeadReader
 from ingot.models.transformer._inputs import Roles, find_roles
 from ingot.models.transformer._norms import Norm
 from ingot.models.transformer._pieces import find_pieces
@@ -25,7 +26,7 @@ from ingot.models.transformer._tail import Tail, TailReader
 from ingot.models.transformer.refusal import NotRecognized
 from ingot.models.transformer.spec import TransformerSpec
 
-LONGEST = 2048  # where no table of positions ends a sequence
+LONGEST = 2048
 _LENGTHS = (33, 12, 6)
 _SHORT = 5
 
@@ -75,7 +76,8 @@ def recognize(
     Args:
         proto: A checked graph; not changed.
         read: Gives the value of a weight; needed if weights lie outside the graph.
-        longest: Tokens that a sequence may have where no table of positions says so.
+        longest: Tokens that a sequence may have; fewer where a table of positions ends earlier.
+            Masks and angles are checked up to here, in memory that grows with its square.
 
     Raises:
         NotRecognized: It is no transformer of a known kind; the message names the first misfit.
@@ -85,20 +87,21 @@ def recognize(
         names = ", ".join(repr(name) for name in graph.names)
         raise NotRecognized(f"it gives {len(graph.outputs)} outputs, {names}, where one is known")
     roles = find_roles(graph)
-    probes, embedding = _probe(graph, roles)
-    positions = _positions(embedding, roles, longest)
-    reader = BlockReader(probes, ScoreReader(probes, positions), embedding.values)
+    probes, embedding = _probe(graph, roles, longest)
+    positions = embedding.positions
+    heads, scores = HeadReader(probes, positions), ScoreReader(probes, positions)
+    reader = BlockReader(probes, heads, scores, embedding.values)
     reader.read_all()
     tail = TailReader(probes, reader.stream).read(norm_first=reader.blocks[-1].norm_first)
     probes.check_all()
-    spec, tensors = _assemble(embedding, reader, tail, positions)
+    spec, tensors = _assemble(embedding, reader, tail)
     spec, tensors = _vocabulary_head(spec, tensors)
     inputs = Inputs(roles.ids, roles.mask, roles.types, graph.names[0])
     notes = ("ranges of quantized activations were left out",) if graph.rounded else ()
     return Recognized(spec, tensors, inputs, notes)
 
 
-def _probe(graph: Graph, roles: Roles) -> tuple[Probes, Embedding]:
+def _probe(graph: Graph, roles: Roles, longest: int) -> tuple[Probes, Embedding]:
     """Start traces, the longer the better; short tables of positions allow only short ones."""
     pieces = find_pieces(graph)
     batch, length = roles.fixed
@@ -110,21 +113,15 @@ def _probe(graph: Graph, roles: Roles) -> tuple[Probes, Embedding]:
             sizes.append(Sizes(batch or 2, long, max(1, long - 3)))
         probes = Probes(graph, pieces, roles, sizes)
         try:
-            return probes, read_embedding(probes)
+            return probes, read_embedding(probes, longest)
         except NotRecognized:
             if at == len(lengths) - 1:
                 raise
     raise AssertionError("the last length either fits or raises")
 
 
-def _positions(embedding: Embedding, roles: Roles, longest: int) -> int:
-    rows = embedding.tables.get("positions")
-    found = longest if rows is None else len(rows) - embedding.offset
-    return roles.fixed[1] or found
-
-
 def _assemble(
-    embedding: Embedding, reader: BlockReader, tail: Tail, positions: int
+    embedding: Embedding, reader: BlockReader, tail: Tail
 ) -> tuple[TransformerSpec, dict[str, Array]]:
     first, tensors = reader.blocks[0], {}
     for name, table in embedding.tables.items():
@@ -146,7 +143,7 @@ def _assemble(
         layers=len(reader.blocks),
         hidden=hidden,
         vocab=len(embedding.tables["tokens"]),
-        positions=positions,
+        positions=embedding.positions,
         token_types=len(embedding.tables.get("types", ())),
         position=_position(reader.blocks, embedding),
         position_offset=embedding.offset,
