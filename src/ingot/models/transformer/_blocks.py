@@ -163,9 +163,7 @@ class BlockReader:
             self.stream = self.probes.tokens(self.embedding_norm.output)
         return found
 
-    def _residual(
-        self, o: Dense, norms: list[Norm], where: str
-    ) -> tuple[Values, list[Norm]]:
+    def _residual(self, o: Dense, norms: list[Norm], where: str) -> tuple[Values, list[Norm]]:
         """Return the stream after attention; a lone norm before block 0 may be the embeddings'."""
         added = self.probes.tokens(o.output)
         stream = mapped(np.add, self.stream, added)
@@ -204,7 +202,9 @@ class BlockReader:
         mix = self._expect(Product, where, "the product of probabilities and values")
         shares = [a.reshape(b.shape) if a.size == b.size else a for a, b in
                   zip(probes[mix.inputs[0]], probes[softmax.output], strict=True)]  # fmt: skip
-        if not all(np.array_equal(a, b) for a, b in zip(shares, probes[softmax.output], strict=True)):
+        if not all(
+            np.array_equal(a, b) for a, b in zip(shares, probes[softmax.output], strict=True)
+        ):
             raise NotRecognized(f"{where}: {mix.nodes[0].label} does not read the softmax")
         probes.explain(mix.inputs[0], _PROBABILITIES, where)
         v = self.heads.read(mix.inputs[1], group, turned=False, where=f"{where}, values")
@@ -254,7 +254,9 @@ class BlockReader:
         if not 1 <= len(group) <= 2:
             first = self.probes.unused()
             label = first[0].nodes[0].label if first else "the output"
-            raise NotRecognized(f"{where}: {len(group)} layers read its norm, not one or two; {label} comes next")
+            raise NotRecognized(
+                f"{where}: {len(group)} layers read its norm, not one or two; {label} comes next"
+            )
         for dense in group:
             self.probes.take(dense)
         down = self._expect(Dense, where, "the layer down")
@@ -272,7 +274,9 @@ class BlockReader:
                 if self.probes.same(down.inputs[0], mapped(curve, values[0])):
                     return Mlp(group[0], down, name)
             half = values[0][0].shape[-1] // 2
-            values = [[v[..., part] for v in values[0]] for part in (slice(half), slice(half, None))]
+            values = [
+                [v[..., part] for v in values[0]] for part in (slice(half), slice(half, None))
+            ]
             rows = [np.arange(half), np.arange(half, 2 * half)]
             group = group * 2
         else:

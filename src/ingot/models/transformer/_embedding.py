@@ -11,7 +11,6 @@ from ingot.models.transformer.refusal import NotRecognized
 
 # Rows may come as integers, or as two halves of bytes, and be widened before they are added.
 _ROWS = SCALES | {"DequantizeLinear", "Floor", "GatherElements"}
-_NUMBERS = "fiu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +88,9 @@ def _classify(probes: Probes, name: str) -> _Found:
 def _kind(probes: Probes, node: Node, found: _Found) -> str:
     indices = probes[node.inputs[1]]
     roles, real = probes.roles, [s.real() for s in probes.sizes]
-    whole = [np.broadcast_to(i, r.shape) if i.ndim < 3 else i for i, r in zip(indices, real, strict=True)]
+    whole = [
+        np.broadcast_to(i, r.shape) if i.ndim < 3 else i for i, r in zip(indices, real, strict=True)
+    ]
     for kind, source in (("tokens", roles.ids), ("types", roles.types)):
         if source is not None and _equal(whole, probes[source], real):
             _check_picking(probes, node, source)
@@ -168,9 +169,7 @@ def _check_sum(probes: Probes, name: str, tables: dict[str, Array], offset: int)
         raise NotRecognized(f"embeddings: {probes.label(name)} is more than a sum of rows")
 
 
-def _positions(
-    probes: Probes, tables: dict[str, Array], found: _Found, longest: int
-) -> int:
+def _positions(probes: Probes, tables: dict[str, Array], found: _Found, longest: int) -> int:
     """Return the longest sequence, up to which positions pick row after row."""
     if probes.roles.fixed[1] is not None:
         longest = min(longest, probes.roles.fixed[1])
@@ -192,9 +191,7 @@ def _padding_id(probes: Probes, found: _Found) -> int:
         NotRecognized: There are several, or positions follow the ids in another way.
     """
     graph, roles = probes.graph, probes.roles
-    node = next(
-        (n for n in graph.nodes if found.gathers.get(n.place) == "positions"), None
-    )
+    node = next((n for n in graph.nodes if found.gathers.get(n.place) == "positions"), None)
     if node is None or roles.ids not in graph.reads(node.inputs[1]):
         return -1
     feeds = roles.feeds(np.ones((1, roles.vocab), bool), seed=0)

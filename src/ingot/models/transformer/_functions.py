@@ -10,7 +10,7 @@ from ingot.models.transformer.spec import Activation
 
 
 def gelu(x: Array) -> Array:
-    """x times the normal distribution function of x (Hendrycks and Gimpel, arXiv:1606.08415)."""
+    """X times the normal distribution function of x (Hendrycks and Gimpel, arXiv:1606.08415)."""
     found: Array = 0.5 * x * (1 + erf(x / np.sqrt(2).astype(x.dtype)))
     return found
 
@@ -22,7 +22,7 @@ def gelu_tanh(x: Array) -> Array:
 
 
 def silu(x: Array) -> Array:
-    """x times its logistic function."""
+    """X times its logistic function."""
     found: Array = x / (1 + np.exp(-x))
     return found
 

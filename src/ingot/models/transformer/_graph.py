@@ -78,9 +78,7 @@ class Graph:
         self._weights = {w.name: w for w in proto.graph.initializer}
         self._values: dict[str, Array] = {}
         self.operators = Operators(proto.opset_import)
-        self.inputs = {
-            v.name: _input(v) for v in proto.graph.input if v.name not in self._weights
-        }
+        self.inputs = {v.name: _input(v) for v in proto.graph.input if v.name not in self._weights}
         self.rounded = False
         made = {o: n for n in proto.graph.node for o in n.output if o}
         self._alias: dict[str, str] = {}

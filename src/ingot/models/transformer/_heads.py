@@ -94,7 +94,9 @@ def _by_head(value: Array, base: Array, *, turned: bool) -> Array:
     swapped: Array = value.swapaxes(-1, -2) if turned else value
     batch, length = base.shape[:2]
     if swapped.shape[-2] != length or swapped.size % (batch * length * swapped.shape[-1]):
-        raise NotRecognized(f"attention reads {list(value.shape)}: no row for each of {length} tokens")
+        raise NotRecognized(
+            f"attention reads {list(value.shape)}: no row for each of {length} tokens"
+        )
     return swapped.reshape(batch, -1, length, swapped.shape[-1])
 
 

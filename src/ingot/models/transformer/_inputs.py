@@ -3,15 +3,13 @@
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import helper
 
 from ingot.data.data import Array
 from ingot.models.transformer._graph import Graph
 from ingot.models.transformer.refusal import NotRecognized
 
 _FOLLOWED = frozenset(("Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze"))
-_WHOLE = (TensorProto.INT64, TensorProto.INT32)
-_LEAST_ROWS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +87,11 @@ def _rows_picked(graph: Graph, name: str) -> int:
     while waiting:
         tensor = waiting.pop()
         for node in graph.readers.get(tensor, ()):
-            if node.op in _FOLLOWED and node.inputs[0] == tensor:
+            picks = node.op == "Gather" and node.inputs[1] == tensor
+            if picks and graph.is_constant(node.inputs[0]):
+                most = max(most, graph.dims(node.inputs[0])[0])
+            elif node.op in _FOLLOWED and node.inputs[0] == tensor:
                 waiting += node.outputs
-            elif node.op == "Gather" and node.inputs[1] == tensor:
-                if graph.is_constant(node.inputs[0]):
-                    most = max(most, graph.dims(node.inputs[0])[0])
     return most
 
 

@@ -18,7 +18,7 @@ _erf = np.frompyfunc(math.erf, 1, 1)
 
 def erf(x: Array) -> Array:
     """Return the error function of every element, in the type of `x`."""
-    found: Array = _erf(x).astype(x.dtype) if x.size else x
+    found: Array = np.asarray(_erf(x)).astype(x.dtype)
     return found
 
 

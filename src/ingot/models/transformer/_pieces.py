@@ -140,9 +140,7 @@ def _gemm(graph: Graph, node: Node) -> Piece:
     return _with_bias(graph, (node,), matrix, bias.reshape(-1))
 
 
-def _with_bias(
-    graph: Graph, nodes: tuple[Node, ...], matrix: Matrix, bias: Array | None
-) -> Dense:
+def _with_bias(graph: Graph, nodes: tuple[Node, ...], matrix: Matrix, bias: Array | None) -> Dense:
     """Take in the Add of a bias after the product."""
     output, source = nodes[-1].outputs[0], nodes[0].inputs[0]
     add = graph.only_reader(output, "Add") if bias is None else None

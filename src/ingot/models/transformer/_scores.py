@@ -69,18 +69,14 @@ class ScoreReader:
         causal, window = _pattern(seen, where)
         return Scores(scale, causal, window, bias)
 
-    def _long(
-        self, scores: str, name: str, heads: int, where: str
-    ) -> tuple[Array, Array | None]:
+    def _long(self, scores: str, name: str, heads: int, where: str) -> tuple[Array, Array | None]:
         """Return who sees whom at full length `(length, length)`, and the bias by distance."""
         key = self._probes.beside(name)
         if key not in self._known:
             self._known[key] = self._look(scores, name, heads, where)
         return self._known[key]
 
-    def _look(
-        self, scores: str, name: str, heads: int, where: str
-    ) -> tuple[Array, Array | None]:
+    def _look(self, scores: str, name: str, heads: int, where: str) -> tuple[Array, Array | None]:
         length, probes = self._positions, self._probes
         flat = probes[scores][0].ndim == 3
         zeros = np.zeros((heads, length, length) if flat else (1, 1, length, length), np.float32)

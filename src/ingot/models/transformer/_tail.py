@@ -42,11 +42,9 @@ def pooled(value: Array, size: Sizes, pool: Pool) -> Array:
     if pool == "tokens":
         return value
     real = size.real()
-    if pool == "first":
-        return value[:, 0]
-    if pool == "last":
-        return value[np.arange(size.batch), real.sum(1) - 1]
     found: Array = (value * real[..., None]).sum(1) / real.sum(1, keepdims=True)
+    if pool != "mean":
+        found = value[np.arange(size.batch), 0 if pool == "first" else real.sum(1) - 1]
     return found
 
 
@@ -119,7 +117,9 @@ class TailReader:
         plain = self._probes.same(self._output, self._values)
         scaled = not plain and self._probes.same(self._output, mapped(normalized, self._values))
         if not plain and not scaled:
-            raise NotRecognized(f"{self._probes.label(self._output)} does not give the answer of the last layer")
+            raise NotRecognized(
+                f"{self._probes.label(self._output)} does not give the answer of the last layer"
+            )
         self._probes.explain(self._output, _ENDS, "output")
         self._tail.facts["normalize"] = scaled
         return True
@@ -131,7 +131,9 @@ class TailReader:
     def _dense(self, index: int) -> Activation:
         probes, piece = self._probes, self._probes.unused()[0]
         if not isinstance(piece, Dense) or not probes.same(piece.inputs[0], self._values):
-            raise NotRecognized(f"head: {piece.nodes[0].label} does not read what was computed last")
+            raise NotRecognized(
+                f"head: {piece.nodes[0].label} does not read what was computed last"
+            )
         probes.explain(piece.inputs[0], _ENDS, "head")
         probes.take(piece)
         self._tail.tensors |= piece.named(f"head.{index}")

@@ -88,9 +88,7 @@ def _zero(graph: Graph, node: Node) -> int | None:
     return int(points.flat[0]) if (points == points.flat[0]).all() else None
 
 
-def _row_scales(
-    scale: Array, node: Node, shape: tuple[int, ...], *, turned: bool
-) -> Array | None:
+def _row_scales(scale: Array, node: Node, shape: tuple[int, ...], *, turned: bool) -> Array | None:
     """Bring scales into the form `[out, groups]`; None for another division."""
     rows, inputs = shape
     if scale.size == 1:

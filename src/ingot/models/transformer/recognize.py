@@ -24,7 +24,7 @@ from ingot.models.transformer._probes import Probes, Sizes
 from ingot.models.transformer._scores import ScoreReader
 from ingot.models.transformer._tail import Tail, TailReader
 from ingot.models.transformer.refusal import NotRecognized
-from ingot.models.transformer.spec import TransformerSpec
+from ingot.models.transformer.spec import Position, TransformerSpec
 
 LONGEST = 2048
 _LENGTHS = (33, 12, 6)
@@ -198,13 +198,17 @@ def _shared(facts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _norm_facts(norms: list[Norm]) -> dict[str, Any]:
-    odd = next((n for n in norms if (n.style, n.epsilon) != (norms[0].style, norms[0].epsilon)), None)
+    odd = next(
+        (n for n in norms if (n.style, n.epsilon) != (norms[0].style, norms[0].epsilon)), None
+    )
     if odd is not None:
-        raise NotRecognized(f"{odd.nodes[-1].label} has another epsilon or kind than the first norm")
+        raise NotRecognized(
+            f"{odd.nodes[-1].label} has another epsilon or kind than the first norm"
+        )
     return {"norm": norms[0].style, "epsilon": norms[0].epsilon}
 
 
-def _position(blocks: list[Block], embedding: Embedding) -> str:
+def _position(blocks: list[Block], embedding: Embedding) -> Position:
     tables = [block.attention.scores.relative for block in blocks]
     if any((t is None) != (tables[0] is None) for t in tables) or any(
         t is not None and tables[0] is not None and not np.array_equal(t, tables[0]) for t in tables
@@ -234,7 +238,7 @@ def _windows(blocks: list[Block]) -> tuple[int, ...]:
 def _vocabulary_head(
     spec: TransformerSpec, tensors: dict[str, Array]
 ) -> tuple[TransformerSpec, dict[str, Array]]:
-    """Call the one layer after a causal network's tokens what it is, if it scores the vocabulary."""
+    """Call a causal network's one layer after the tokens what it is: scores of the vocabulary."""
     weight = tensors.get("head.0.weight")
     plain = spec.causal and spec.pool == "tokens" and spec.head == ("none",) and not spec.normalize
     if not plain or weight is None or len(weight) != spec.vocab or "head.0.bias" in tensors:

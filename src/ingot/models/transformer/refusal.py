@@ -3,7 +3,7 @@
 from ingot.core.errors import ModelError
 
 
-class NotRecognized(ModelError):  # noqa: N818 # an answer more than an error: callers fall back
+class NotRecognized(ModelError):  # an answer more than an error: callers fall back
     """The graph is not a transformer of a known kind; the message names the first misfit.
 
     Attributes:
