@@ -1,0 +1,205 @@
+import pytest
+from nets_of_transformers import TINY, exported, exported_by_tracing, gap, wrapped
+
+from ingot.models.transformer.recognize import recognize
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+CLOSE = 1e-5
+DISTIL = {
+    "dim": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "hidden_dim": 48,
+    "vocab_size": 60,
+    "max_position_embeddings": 40,
+}
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 60, "n_positions": 40}
+GPT2 |= {"bos_token_id": 0, "eos_token_id": 0, "use_cache": False}
+MODERN = TINY | {"num_hidden_layers": 4, "local_attention": 8, "global_attn_every_n_layers": 3}
+MODERN |= {"pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2}
+MODERN |= {"bos_token_id": 1, "eos_token_id": 2}
+LLAMA = TINY | {"num_key_value_heads": 2, "use_cache": False, "tie_word_embeddings": False}
+
+
+def make(family, options, attention="eager"):
+    config = getattr(transformers, f"{family}Config")
+    return config(**options, attn_implementation=attention)
+
+
+def encoder(family, options, attention="eager", **how):
+    network = getattr(transformers, f"{family}Model")(make(family, options, attention))
+    return wrapped(network, **how)
+
+
+def headed(family, task, options, attention="eager"):
+    network = getattr(transformers, f"{family}For{task}")(make(family, options, attention))
+    return wrapped(network)
+
+
+def test_bert_with_a_mean_and_a_length_of_one():
+    proto = exported(encoder("Bert", TINY, pool="mean", normalize=True, types=True))
+
+    found = recognize(proto)
+
+    spec = found.spec
+    assert (spec.layers, spec.hidden, spec.heads, spec.inner) == (2, 32, 4, 48)
+    assert (spec.vocab, spec.positions, spec.token_types) == (60, 40, 2)
+    assert (spec.pool, spec.normalize, spec.activation, spec.epsilon) == ("mean", True, "gelu", 1e-12)
+    assert (found.inputs.ids, found.inputs.mask, found.inputs.types) == (
+        "input_ids",
+        "attention_mask",
+        "token_type_ids",
+    )
+    assert gap(found, proto) < CLOSE
+
+
+def test_bert_that_classifies_sentences():
+    proto = exported(headed("Bert", "SequenceClassification", TINY))
+
+    found = recognize(proto)
+
+    assert (found.spec.pool, found.spec.head) == ("first", ("tanh", "none"))
+    assert found.spec.token_types == 1  # no types are given: the row of type 0 is all there is
+    assert gap(found, proto) < CLOSE
+
+
+def test_bert_that_fills_gaps():
+    proto = exported(headed("Bert", "MaskedLM", TINY))
+
+    found = recognize(proto)
+
+    assert (found.spec.pool, found.spec.head) == ("tokens", ("gelu", "none"))
+    assert (found.spec.head_norm, found.spec.vocab_head) == (0, False)
+    assert gap(found, proto) < CLOSE
+
+
+def test_roberta_counts_its_positions_from_two_and_passes_over_padding():
+    proto = exported(headed("Roberta", "SequenceClassification", TINY, "sdpa"))
+
+    found = recognize(proto)
+
+    spec = found.spec
+    assert (spec.position_offset, spec.padding_id, spec.positions) == (2, 1, 38)
+    assert found.tensors["embed.positions"].shape == (40, 32)
+    assert gap(found, proto) < CLOSE
+
+
+def test_roberta_that_classifies_tokens():
+    proto = exported(headed("Roberta", "TokenClassification", TINY))
+
+    found = recognize(proto)
+
+    assert (found.spec.pool, found.spec.head) == ("tokens", ("none",))
+    assert gap(found, proto) < CLOSE
+
+
+def test_distilbert():
+    proto = exported(headed("DistilBert", "SequenceClassification", DISTIL))
+
+    found = recognize(proto)
+
+    assert (found.spec.pool, found.spec.head, found.spec.token_types) == ("first", ("relu", "none"), 0)
+    assert gap(found, proto) < CLOSE
+
+
+def test_mpnet_adds_a_bias_by_distance_beside_its_positions():
+    proto = exported(encoder("MPNet", TINY, pool="mean"))
+
+    found = recognize(proto)
+
+    assert (found.spec.position, found.spec.position_offset) == ("relative", 2)
+    assert found.tensors["relative"].shape == (4, 2 * 38 - 1)
+    assert gap(found, proto) < CLOSE
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_modernbert_sees_near_and_far_and_turns_by_two_bases(attention):
+    proto = exported(headed("ModernBert", "SequenceClassification", MODERN, attention))
+
+    found = recognize(proto, longest=64)
+
+    spec = found.spec
+    assert spec.windows == (0, 4, 4, 0)
+    assert spec.rotary_bases == (160_000.0, 10_000.0, 10_000.0, 160_000.0)
+    assert (spec.gated, spec.norm_first, spec.first_attention_norm) == (True, True, False)
+    assert (spec.head, spec.head_norm) == (("gelu", "none"), 0)
+    assert gap(found, proto) < CLOSE
+
+
+def test_nomicbert():
+    if not hasattr(transformers, "NomicBertModel"):
+        pytest.skip("this version of transformers has no NomicBert")
+    proto = exported(encoder("NomicBert", TINY, pool="mean", types=True))
+
+    found = recognize(proto, longest=64)
+
+    assert (found.spec.position, found.spec.gated, found.spec.activation) == ("rotary", True, "silu")
+    assert (found.spec.norm_first, found.spec.token_types) == (False, 2)
+    assert gap(found, proto) < CLOSE
+
+
+def test_gpt2_shares_its_table_with_its_head():
+    proto = exported(wrapped(transformers.GPT2LMHeadModel(make("GPT2", GPT2, "sdpa"))))
+
+    found = recognize(proto)
+
+    spec = found.spec
+    assert (spec.causal, spec.vocab_head, spec.final_norm, spec.activation) == (
+        True,
+        True,
+        True,
+        "gelu-tanh",
+    )
+    assert "lm_head.weight" not in found.tensors
+    assert gap(found, proto) < CLOSE
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_llama_shares_keys_between_heads(attention):
+    proto = exported(headed("Llama", "CausalLM", LLAMA, attention))
+
+    found = recognize(proto, longest=64)
+
+    spec = found.spec
+    assert (spec.heads, spec.kv_heads, spec.norm, spec.rotary_dim) == (4, 2, "rms", 8)
+    assert found.tensors["layers.0.k.weight"].shape == (16, 32)
+    assert found.tensors["lm_head.weight"].shape == (60, 32)
+    assert gap(found, proto) < CLOSE
+
+
+@pytest.mark.filterwarnings("ignore")  # the older exporter warns of itself and of what it traces
+@pytest.mark.parametrize(
+    ("module", "longest"),
+    [
+        (lambda: encoder("Bert", TINY, pool="mean"), 40),
+        (lambda: headed("Roberta", "TokenClassification", TINY), 40),
+        (lambda: headed("ModernBert", "SequenceClassification", MODERN), 48),
+        (lambda: wrapped(transformers.GPT2LMHeadModel(make("GPT2", GPT2))), 40),
+        (lambda: headed("Llama", "CausalLM", LLAMA), 48),
+    ],
+    ids=["bert", "roberta", "modernbert", "gpt2", "llama"],
+)
+def test_graphs_of_the_older_exporter_are_the_same_networks(module, longest, tmp_path):
+    proto = exported_by_tracing(module(), tmp_path)
+
+    assert gap(recognize(proto, longest=longest), proto) < CLOSE
+
+
+@pytest.mark.parametrize(
+    ("family", "task", "options", "fact"),
+    [
+        ("Qwen2", "CausalLM", LLAMA, ("causal", True)),
+        ("Mistral", "CausalLM", LLAMA | {"sliding_window": 6}, ("windows", (5, 5))),
+        ("Electra", "SequenceClassification", TINY | {"embedding_size": 32}, ("pool", "first")),
+    ],
+    ids=["qwen2", "mistral", "electra"],
+)
+def test_relatives_are_known_by_their_structure(family, task, options, fact):
+    proto = exported(headed(family, task, options, "sdpa"))
+
+    found = recognize(proto, longest=64)
+
+    assert getattr(found.spec, fact[0]) == fact[1]
+    assert gap(found, proto) < CLOSE
