@@ -12,11 +12,11 @@ import _peers
 import numpy as np
 from _results import Claim, Section
 from _runners import Race, final, ours, peer, race, table_rows, torch_peer
+from _stsb import stsb
 
 from ingot.compress.quantize.static import QuantizeStatic
 from ingot.compress.recipe import Recipe
 from ingot.data.data import Data
-from ingot.data.load import load_data
 from ingot.evaluate.compare import predict_split
 from ingot.evaluate.metrics import METRICS, cosine_rows
 from ingot.evaluate.quality import quality
@@ -28,18 +28,6 @@ from ingot.runtime.engine import EngineConfig
 from ingot.runtime.feeds import feeds_at
 from ingot.runtime.machine import physical_cores
 
-DATA = """
-name = "stsb"
-task = "similarity"
-columns = {{text = "sentence1", text_b = "sentence2", target = "score"}}
-
-[splits.calibration]
-file = "{0}/train.csv"
-take = 128
-
-[splits.test]
-file = "{1}"
-"""
 POINTS = 0.005  # half a point of Spearman, as asked for
 PREPARED = (*_peers.PREPARED, "openvino-nncf-fixed")
 SHAPES = ((1, 128), (1, 32), (32, 128), (32, 32))
@@ -48,13 +36,7 @@ SHAPES = ((1, 128), (1, 32), (32, 128), (32, 32))
 def prepare(shared: Path, work: Path) -> tuple[Model, Model, Data]:
     """Return the float model, its int8 form and the data."""
     model = load_model(_nets.minilm_folder(), name="minilm", root=work / "store")
-    folder, settings, test = (shared / "stsb").resolve(), work / "stsb.toml", work / "stsb_test.csv"
-    dev, half = ((folder / name).read_text() for name in ("dev.csv", "test_a.csv"))
-    test.write_text(
-        dev.rstrip("\n") + "\n" + half.partition("\n")[2]
-    )  # 690 pairs decide too little
-    settings.write_text(DATA.format(folder, test))
-    data = load_data(settings, tokenizer=model.tokenizer_path)
+    data = stsb(model, shared, work)
     small = Recipe((QuantizeStatic(),)).apply(model, data, root=work / "store")
     return model, small, data
 

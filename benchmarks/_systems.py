@@ -108,7 +108,6 @@ def together(shared: Path, work: Path) -> Section:
         ours = next((r for r in section["rows"].get("contest", ()) if r[1] == "ingot"), None)
         if ours is not None:
             starts[label] = float(ours[6])
-            claims += _relative(label, work.parent / name / "best")
         if name == "minilm" and section["rows"].get("summary"):
             typical = float(section["rows"]["summary"][0][2])
             claims.append(exact(f"{label}: latency", typical, "ms", "<= 2.9 ms", met=typical <= 2.9,
@@ -125,18 +124,6 @@ def together(shared: Path, work: Path) -> Section:
         len(ratios), ">= 1.2", met=value >= 1.2,
         note="ends: geometric means of the ends of the networks' intervals",
     )])  # fmt: skip
-
-
-def _relative(label: str, folder: Path) -> list[Claim]:
-    """Return what a chosen artefact's quality is over that of fp32, where there are labels."""
-    found = read_evidence(folder / "evidence.json")
-    rows = [row for row in found.comparisons if row.metric in {"accuracy", "spearman"}]
-    return [
-        Claim(f"{label}: {row.metric} over that of fp32", row.ratio.value, row.ratio.low,
-              row.ratio.high, "", row.ratio.n, "lower bound >= 0.995", met=row.ratio.low >= 0.995,
-              note="the search held 0.5 or 1 point, not half a per cent")
-        for row in rows
-    ]  # fmt: skip
 
 
 def roofline(shared: Path, work: Path) -> Section:

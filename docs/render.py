@@ -1,7 +1,7 @@
-"""Fill the generated parts of README and docs: measured tables and the command reference.
+"""Fill the generated parts of README and docs: measured tables, pictures, commands.
 
 `python docs/render.py` writes them; `python docs/render.py --check` fails if any is out of date.
-A generated part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`.
+A generated part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`; a picture is a file.
 """
 
 import json
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
+from roofline import draw
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -27,14 +28,14 @@ PAGES = (
 def main() -> None:
     """Render every page; exit 1 if `--check` finds one out of date."""
     stale = []
-    for name in PAGES:
+    for name in (*PAGES, *PICTURES):
         path = ROOT / name
-        before = path.read_text()
-        after = render(before)
+        before = path.read_text(encoding="utf-8") if path.is_file() else ""
+        after = PICTURES[name]() if name in PICTURES else render(before)
         if before != after:
             stale.append(name)
             if "--check" not in sys.argv:
-                path.write_text(after)
+                path.write_text(after, encoding="utf-8")
     if stale and "--check" in sys.argv:
         raise SystemExit(f"out of date: {', '.join(stale)}; run: python docs/render.py")
 
@@ -76,6 +77,12 @@ def workload_table(name: str) -> str:
     """Return the results of a workload."""
     folder = ROOT / "src" / "ingot_workloads" / name
     return _table(json.loads((folder / "results.json").read_text()))
+
+
+def roofline() -> str:
+    """Return the picture of how much of the machine each network uses."""
+    found = json.loads((RESULTS / "post_training.json").read_text())
+    return draw(found["tables"]["roofline"]["rows"])
 
 
 def _table(found: dict) -> str:
@@ -125,6 +132,7 @@ PARTS: dict[str, Callable[[str], str]] = {
     "workload": workload_table,
     "cli": cli_reference,
 }
+PICTURES: dict[str, Callable[[], str]] = {"docs/images/post_training_roofline.svg": roofline}
 
 if __name__ == "__main__":
     main()

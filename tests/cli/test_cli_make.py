@@ -2,6 +2,10 @@ import json
 
 import pytest
 
+from ingot.cli.optimize import print_result
+from ingot.compress.quantize.left_in_float import FloatNode
+from ingot.search.result import Result
+
 
 def test_inspect_lists_what_can_be_compressed(run, files):
     found = run("inspect", files / "model.onnx", "--json").json
@@ -39,6 +43,17 @@ def test_compress_takes_the_recipe_that_it_wrote(run, files, tmp_path):
     assert first["model"] == second["model"]
 
 
+def test_compress_names_what_stays_in_float(run, files, tmp_path):
+    words = ("compress", files / "model.onnx", "--data", files / "data.npz",
+             "--method", "quantize-static", "--set", 'skip=["Conv_c1"]')  # fmt: skip
+    listed = run(*words, "--out", tmp_path / "a", "--json").json["left_in_float"]
+    printed = run(*words, "--out", tmp_path / "b").out
+
+    assert [row["name"] for row in listed if row["reason"] == "named in skip"] == ["Conv_c1"]
+    assert "Left in float: " in printed
+    assert "named in skip: 1 Conv" in printed
+
+
 def test_compress_dry_run_changes_nothing(run, files, tmp_path):
     done = run("compress", files / "model.onnx", "--data", files / "data.npz",
                "--method", "quantize-static", "--out", tmp_path / "small", "--dry-run")  # fmt: skip
@@ -46,6 +61,14 @@ def test_compress_dry_run_changes_nothing(run, files, tmp_path):
     assert done.code == 0
     assert "[[method]]" in done.out
     assert not (tmp_path / "small").exists()
+
+
+def test_compress_dry_run_refuses_a_method_without_the_data_it_reads(run, files, tmp_path):
+    done = run("compress", files / "model.onnx", "--method", "quantize-static",
+               "--out", tmp_path / "small", "--dry-run")  # fmt: skip
+
+    assert done.code == 2
+    assert "must be given data" in done.err
 
 
 def test_a_method_with_a_typo_gets_the_nearest(run, files, tmp_path):
@@ -116,6 +139,14 @@ def test_optimize_writes_model_evidence_recipe_and_report(best):
     there = {path.name for path in best.iterdir()}
 
     assert there == {"model", "evidence.json", "recipe.toml", "report.html", "report.json"}
+
+
+def test_optimize_prints_what_stays_in_float_by_reason(tmp_path, capsys):
+    left = tuple(FloatNode(name, "Softmax", "no integer kernel", 0) for name in "ab")
+
+    print_result(Result((), None, None, tmp_path, "", "accuracy", "batch 1", (), left))
+
+    assert "Left in float: no integer kernel: 2 Softmax." in capsys.readouterr().out
 
 
 def test_optimize_exits_1_when_nothing_keeps_the_claims(run, files, best, tmp_path, monkeypatch):

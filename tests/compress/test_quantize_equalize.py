@@ -1,7 +1,7 @@
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
+from graph_answers import answer, sqnr, weight
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -60,20 +60,9 @@ def apply(proto, run=None):
     return made
 
 
-def answer(proto, feeds=IMAGES):
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
-    return session.run(None, feeds)[0]
-
-
-def weight(proto, node, position=1):
-    name = next(n for n in proto.graph.node if n.name == node).input[position]
-    return next(numpy_helper.to_array(w) for w in proto.graph.initializer if w.name == name)
-
-
-def sqnr(a, b):
-    return 20 * np.log10(np.linalg.norm(a) / np.linalg.norm(a - b))
+def assert_same(made, proto):
+    truth = answer(proto, IMAGES)
+    np.testing.assert_allclose(answer(made, IMAGES), truth, atol=1e-4 * abs(truth).max())
 
 
 def chain(*between):
@@ -154,7 +143,7 @@ def test_answers_stay_the_same_through_homogeneous_steps(steps):
     proto = chain(*steps)
     made = apply(proto)
 
-    np.testing.assert_allclose(answer(made), answer(proto), atol=1e-4 * abs(answer(proto)).max())
+    assert_same(made, proto)
     ranges = np.abs(weight(made, "c1")).max(axis=(1, 2, 3))
     np.testing.assert_allclose(ranges, np.abs(weight(made, "y")).max(axis=(0, 2, 3)), rtol=2e-3)
 
@@ -252,7 +241,7 @@ def test_depthwise_chains_settle_with_equal_ranges_everywhere():
     each = depth.max(axis=(1, 2, 3))
     np.testing.assert_allclose(point.max(axis=(1, 2, 3)), each, rtol=5e-3)
     np.testing.assert_allclose(each, last.max(axis=(0, 2, 3)), rtol=5e-3)
-    np.testing.assert_allclose(answer(made), answer(proto), atol=1e-4 * abs(answer(proto)).max())
+    assert_same(made, proto)
 
 
 def test_grouped_convolutions_scale_the_channels_of_their_own_group():
@@ -268,7 +257,7 @@ def test_grouped_convolutions_scale_the_channels_of_their_own_group():
 
     by_group = np.abs(weight(made, "y")).reshape(2, 3, 2, 9).max(axis=(1, 3)).ravel()
     np.testing.assert_allclose(np.abs(weight(made, "c1")).max(axis=(1, 2, 3)), by_group, rtol=2e-3)
-    np.testing.assert_allclose(answer(made), answer(proto), atol=1e-4 * abs(answer(proto)).max())
+    assert_same(made, proto)
 
 
 @pytest.mark.parametrize("flatten", ["Flatten", "Reshape"])
@@ -292,7 +281,7 @@ def test_a_flattened_channel_has_several_rows(flatten):
 
     rows = np.abs(weight(made, "m")).reshape(4, 36 * 5).max(axis=1)
     np.testing.assert_allclose(np.abs(weight(made, "c1")).max(axis=(1, 2, 3)), rows, rtol=2e-3)
-    np.testing.assert_allclose(answer(made), answer(proto), atol=1e-4 * abs(answer(proto)).max())
+    assert_same(made, proto)
 
 
 def test_a_batch_norm_is_folded_before_pairs_are_sought():
@@ -309,7 +298,7 @@ def test_a_batch_norm_is_folded_before_pairs_are_sought():
 
     ranges = np.abs(weight(made, "c1")).max(axis=(1, 2, 3))
     np.testing.assert_allclose(ranges, np.abs(weight(made, "y")).max(axis=(0, 2, 3)), rtol=2e-3)
-    np.testing.assert_allclose(answer(made), answer(proto), atol=1e-4 * abs(answer(proto)).max())
+    assert_same(made, proto)
 
 
 def test_layers_that_share_weights_get_their_own():
@@ -347,10 +336,12 @@ def test_uneven_rows_break_one_scale_per_layer_and_equalization_repairs_it(metho
         method.apply(OnnxNetwork(onnx.ModelProto.FromString(p.SerializeToString())), data, Run())
         for p in (proto, apply(proto))
     )
-    truth = answer(proto)
+    truth = answer(proto, IMAGES)
 
-    assert sqnr(truth, answer(repaired.proto)) > 28
-    assert sqnr(truth, answer(broken.proto)) < sqnr(truth, answer(repaired.proto)) - 15
+    assert sqnr(truth, answer(repaired.proto, IMAGES)) > 28
+    assert (
+        sqnr(truth, answer(broken.proto, IMAGES)) < sqnr(truth, answer(repaired.proto, IMAGES)) - 15
+    )
 
 
 def test_ranges_are_logged_before_and_after():

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from graph_answers import answer, sqnr
 from onnx import TensorProto, helper, numpy_helper
 
 from ingot.compress.quantize.dynamic import QuantizeDynamic
@@ -27,16 +28,6 @@ def apply(method, proto, inputs, run=None):
     result = method.apply(OnnxNetwork(proto), data(inputs), run or Run()).proto
     onnx.checker.check_model(result, full_check=True)
     return result
-
-
-def answer(proto, feeds):
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(proto.SerializeToString(), options).run(None, feeds)[0]
-
-
-def sqnr(a, b):
-    return 20 * np.log10(np.linalg.norm(a) / np.linalg.norm(a - b))
 
 
 def executed_by_onnxruntime(proto, path):

@@ -1,7 +1,7 @@
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
+from graph_answers import answer, weight
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -138,18 +138,6 @@ def apply(proto, method=None, run=None):
     made = (method or Rotate()).apply(OnnxNetwork(found), None, run or Run()).proto
     onnx.checker.check_model(made, full_check=True)
     return made
-
-
-def answer(proto, feeds=TOKENS):
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
-    return session.run(None, feeds)[0]
-
-
-def weight(proto, node, position=1):
-    name = next(n for n in proto.graph.node if n.name == node).input[position]
-    return next(numpy_helper.to_array(w) for w in proto.graph.initializer if w.name == name)
 
 
 def assert_same(made, proto, feeds=TOKENS):

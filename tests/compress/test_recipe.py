@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from ingot.compress.method import Method
 from ingot.compress.recipe import Recipe, make_method
 from ingot.compress.run import Run
-from ingot.core.errors import RecipeError
+from ingot.core.errors import DataError, RecipeError
 from ingot.data.data import Data, Split, Task
 from ingot.models.store import open_model
 
@@ -186,3 +186,30 @@ def test_an_unknown_setting_gets_the_nearest_name():
 def test_a_value_that_the_method_refuses_is_explained():
     with pytest.raises(RecipeError, match="valid settings.*too big"):
         make_method(Scale().name, {"factor": 99})
+
+
+def test_a_check_refuses_what_apply_would_fail_at(cnn, data):
+    bare = Data({"test": data.split("test")}, data.task, data.digest)
+    small = Split({"image": data.split("calibration").inputs["image"][..., :4]})
+    wrong = Data({"calibration": small}, Task.NONE, data.digest)
+
+    for rows, error, words in (
+        (None, RecipeError, "must be given data"),
+        (bare, DataError, "calibration"),
+        (wrong, DataError, "image"),
+    ):
+        with pytest.raises(error, match=words):
+            Recipe((Peek(),)).check(cnn, rows)
+    with pytest.raises(RecipeError, match="factory"):
+        Recipe((Torchy(),)).check(cnn, data)
+    Recipe((Peek(), Scale())).check(cnn, data)
+
+
+def test_a_check_reads_only_the_splits_that_the_methods_need(encoder, tokens):
+    strange = tokens | {"input_ids": tokens["input_ids"] + 10_000}
+    splits = {"calibration": Split(strange), "test": Split(tokens)}
+    texts = Data(splits, Task.NONE, "sha256:" + "0" * 64)
+
+    Recipe((Scale(),)).check(encoder, texts)
+    with pytest.raises(DataError, match="another tokenizer"):
+        Recipe((Peek(),)).check(encoder, texts)

@@ -1,11 +1,16 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from scipy.stats import beta
 
 from ingot.core.errors import ClaimError
 from ingot.evaluate.claims import check_decidable, judge, judge_again, parse_claim
 from ingot.evaluate.evidence import Comparison, Evidence, Interval
+from ingot.evaluate.intervals import paired_difference
+from ingot.evaluate.metrics import METRICS
+from ingot.evaluate.quality import quality
 from ingot.runtime.engine import EngineConfig
 
 
@@ -19,6 +24,9 @@ def row(metric, *, was=(0.9, 0.8, 0.95), now=(0.89, 0.79, 0.94), drop=(0.01, 0.0
     ("text", "metric", "quantity", "operator", "bound"),
     [
         ("accuracy drop <= 0.01", "accuracy", "drop", "<=", 0.01),
+        ("accuracy relative drop <= 0.5%", "accuracy", "relative drop", "<=", 0.005),
+        ("accuracy relative drop <= 0.005", "accuracy", "relative drop", "<=", 0.005),
+        ("p95 latency relative drop <= 3 %", "p95_latency", "relative drop", "<=", 0.03),
         ("accuracy>=.9", "accuracy", "value", ">=", 0.9),
         ("p95 latency <= 5 ms", "p95_latency", "value", "<=", 5.0),
         ("latency <= 250us", "latency", "value", "<=", 0.25),
@@ -44,7 +52,13 @@ def test_a_claim_is_read(text, metric, quantity, operator, bound):
         ("accuracy drop < 0.01", "must read"),
         ("accuracy", "must read"),
         ("latency <= 5 parsecs", "parsecs"),
-        ("accuracy drop <= 1 %", "Write a fraction"),
+        ("accuracy drop <= 1 %", "relative drop <= 0.5 %' for that, or .* drop <= 0.005'"),
+        ("latency drop <= 5 %", "latency relative drop"),
+        ("accuracy >= 90 %", "relative drop"),
+        ("accuracy drop <= 1 pt", "Write a fraction"),
+        ("accuracy relative gain <= 0.01", "accuracy_relative"),
+        ("relative drop <= 0.01", "must name a known metric"),
+        ("latency relative drop <= 1 ms", "Valid: %"),
         ("latency <= 1e999", "finite"),
     ],
 )
@@ -66,6 +80,9 @@ def test_a_claim_that_cannot_be_read_says_what_to_write(text, words):
         ("accuracy gain <= 0", True, 0.0),
         ("accuracy ratio >= 0.4", True, 0.4),
         ("accuracy ratio <= 0.5", False, 0.6),
+        ("accuracy relative drop <= 0.6", True, 0.6),  # 1 - 0.4
+        ("accuracy relative drop <= 59 %", False, 0.6),
+        ("accuracy relative drop >= 0.3", True, 0.4),  # 1 - 0.6
         ("accuracy speedup >= 0.5", False, 0.4),
         ("accuracy speedup <= 0.6", True, 0.6),
     ],
@@ -81,6 +98,53 @@ def test_a_speedup_of_something_that_should_be_low_is_one_over_the_ratio():
 
     assert judge(parse_claim("latency speedup >= 1.6"), [latency]).bound == pytest.approx(1.6)
     assert judge(parse_claim("latency speedup <= 2.5"), [latency]).bound == pytest.approx(2.5)
+
+
+def test_a_relative_drop_of_something_that_should_be_low_is_what_is_added():
+    latency = row("latency", unit="ms", direction="lower", ratio=(1.02, 0.99, 1.04))
+
+    assert judge(parse_claim("latency relative drop <= 4 %"), [latency]).bound == (
+        pytest.approx(0.04)
+    )
+    assert judge(parse_claim("latency relative drop >= 0"), [latency]).bound == (
+        pytest.approx(-0.01)
+    )
+
+
+@pytest.mark.parametrize("claim", ["spearman relative drop <= 0.9", "spearman relative drop >= -9"])
+def test_a_relative_drop_of_a_baseline_that_may_be_zero_never_holds(claim):
+    verdict = judge(parse_claim(claim), [row("spearman", was=(0.1, -0.05, 0.3))])
+
+    assert not verdict.passed
+    assert "begins at -0.05" in verdict.reason
+
+
+def test_a_relative_drop_is_wider_than_the_drop_by_the_baseline():
+    right = np.arange(1000) < 800  # 80 % right before
+    before, after = (np.eye(2)[mask.astype(int)] for mask in (right, right & (np.arange(1000) > 3)))
+    found = quality(METRICS["accuracy"], before, after, np.ones(1000, int))
+    verdict = judge(parse_claim("accuracy relative drop <= 2 %"), [found])
+
+    # b = 4 of n = 1,000, each at 97.5 %: the worst drop over the least baseline
+    drop = paired_difference(4, 0, 1000, 0.975).high
+    least = beta.ppf(0.0125, 800, 201)
+    assert verdict.bound == pytest.approx(drop / least)
+    assert 0.004 / 0.8 < verdict.bound < 0.02
+    assert verdict.passed
+
+
+def test_a_relative_drop_of_a_correlation_comes_from_paired_resamples():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=200)
+    before = truth + 0.1 * rng.normal(size=200)
+    after = before + 0.1 * rng.normal(size=200)
+    found = quality(METRICS["pearson"], before, after, truth)
+    verdict = judge(parse_claim("pearson relative drop <= 2 %"), [found])
+
+    measured = 1 - np.corrcoef(after, truth)[0, 1] / np.corrcoef(before, truth)[0, 1]
+    # unpaired, the ends would be as far apart as the intervals of both correlations
+    assert measured < verdict.bound < measured + 0.004
+    assert verdict.passed
 
 
 def test_the_worst_setting_decides():
@@ -105,6 +169,9 @@ def test_a_claim_on_something_not_measured_is_refused():
         # ln(0.025) / ln(1 - 0.01) = 367.04 for the one-sided end of an exact interval
         ("accuracy drop <= 0.01", 368),
         ("accuracy drop <= 0.1", 36),
+        # ln(0.0125 - 1e-4) / ln(1 - 0.01): half of the error is spent on the baseline
+        ("accuracy relative drop <= 1 %", 437),
+        ("accuracy ratio >= 0.99", 437),
         ("accuracy >= 0.99", 368),
         ("spearman drop <= 0.001", 20),
     ],

@@ -12,6 +12,7 @@ from ingot.core.files import home
 from ingot.runtime import choose as room
 from ingot.runtime.agreement import relative_error
 from ingot.runtime.choose import Choice, choose
+from ingot.runtime.energy import EnergyCounter
 from ingot.runtime.engine import EngineConfig
 from ingot.runtime.measure import Shape
 
@@ -163,6 +164,38 @@ def test_process_goals_ask_a_fresh_process(cnn, clock, goal, monkeypatch):
     )
 
     assert choice.config.engine == "onnxruntime"
+
+
+def test_goal_energy_is_refused_where_there_is_no_counter(cnn, clock, monkeypatch):
+    monkeypatch.setattr(EnergyCounter, "find", _no_counter)
+
+    with pytest.raises(EngineError, match="no counter here"):
+        _choose(cnn, clock, _ort(clock), goal="energy")
+
+
+def test_goal_energy_takes_who_needs_the_fewest_joules_even_if_it_is_slower(
+    cnn, clock, monkeypatch
+):
+    joules = iter([(3.0, 2.0, 3.0), (1.0, 1.0, 9.0)])  # in the order of the candidates
+    monkeypatch.setattr(EnergyCounter, "find", lambda *_: EnergyCounter((), ()))
+    monkeypatch.setattr(room, "energy_per_call", lambda *_, runs: next(joules))
+    fast, slow = (
+        FakeEngine("fast", clock, {"fp32": 0.1}),
+        FakeEngine("slow", clock, {"fp32": 0.105}),
+    )
+
+    choice = _choose(cnn, clock, fast, slow, goal="energy")
+
+    assert choice.config.engine == "slow"
+
+
+def test_an_unknown_goal_is_refused_with_the_nearest(cnn, clock):
+    with pytest.raises(EngineError, match="latency"):
+        _choose(cnn, clock, _ort(clock), goal="latncy")
+
+
+def _no_counter(*_):
+    raise EngineError("no counter here")
 
 
 def test_goal_throughput_counts_rows(cnn, clock):

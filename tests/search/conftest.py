@@ -7,7 +7,7 @@ from ingot.compress.recipe import Recipe
 from ingot.runtime.engine import EngineConfig
 from ingot.search import judge
 from ingot.search.trial import Trial
-from ingot.testing.tiny import toy_images
+from ingot.testing.tiny import toy_images, toy_tokens
 
 ONE = EngineConfig(threads=1)
 
@@ -27,6 +27,13 @@ def data():
         "test": ingot.Split({"image": images[60:]}, labels[60:]),
     }
     return ingot.make_data(splits, task="classification", name="toy")
+
+
+@pytest.fixture
+def texts():
+    rows = {"calibration": toy_tokens(8), "test": toy_tokens(24, seed=5)}
+    splits = {name: ingot.Split(inputs) for name, inputs in rows.items()}
+    return ingot.make_data(splits, task="none", name="texts")
 
 
 @pytest.fixture

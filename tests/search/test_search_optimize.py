@@ -21,7 +21,6 @@ from ingot.search.judge import Judged
 from ingot.search.ladder import fewer_threads
 from ingot.search.optimize import default_claims, optimize, plan
 from ingot.search.trial import Outcome, Trial
-from ingot.testing.tiny import toy_tokens
 
 ONE = EngineConfig(threads=1)
 CLAIM = ["agreement >= 0.9"]
@@ -241,8 +240,8 @@ def test_without_a_calibration_split_nothing_that_needs_one_is_planned(cnn, data
     assert methods == {"QuantizeWeights"}
 
 
-def test_buckets_go_into_every_trial_of_masked_text(encoder, data):
-    found = plan(encoder, data, threads=1, buckets=(4, 8))
+def test_buckets_go_into_every_trial_of_masked_text(encoder, texts):
+    found = plan(encoder, texts, threads=1, buckets=(4, 8))
 
     assert {trial.config.buckets for trial in found} == {(4, 8)}
 
@@ -269,13 +268,15 @@ def test_a_model_removed_from_the_store_is_made_again(cnn, data, trials, tmp_pat
     assert small.path.is_dir()
 
 
-def test_a_plan_compiles_ahead_for_the_batches_asked_for_where_openvino_can(cnn, encoder, data):
+def test_a_plan_compiles_ahead_for_the_batches_asked_for_where_openvino_can(
+    cnn, encoder, data, texts
+):
     pictures = plan(cnn, data, threads=1, shapes=((4, None), (1, None)))
-    texts = plan(encoder, data, threads=1, shapes=((4, None),))
+    masked = plan(encoder, texts, threads=1, shapes=((4, None),))
 
     sizes = {(t.config.engine, t.config.batch_sizes) for t in pictures}
     assert sizes == {("openvino", (1, 4)), ("onnxruntime", ())}
-    assert {t.config.batch_sizes for t in texts} == {()}
+    assert {t.config.batch_sizes for t in masked} == {()}
 
 
 def test_small_networks_are_also_tried_on_one_core(cnn, data, tmp_path):
@@ -296,37 +297,10 @@ def _held(latency):
     return Outcome(trial, "sha256:m", 100, p50, 0.0, score, None, True)
 
 
-def test_a_search_for_bytes_also_tries_weights_in_four_bits(encoder, data):
-    texts = ingot.make_data(
-        {"calibration": ingot.Split(toy_tokens(8)), "test": ingot.Split(toy_tokens(8, seed=5))},
-        task="none",
-    )
+def test_a_search_for_bytes_also_tries_weights_in_four_bits(encoder, texts):
     for goal, expected in (("size", True), ("latency", False)):
         methods = [m for t in plan(encoder, texts, threads=1, goal=goal) for m in t.recipe.methods]
         assert any(getattr(m, "bits", 8) == 4 for m in methods) is expected
-
-
-def test_calibration_data_of_another_kind_are_warned_about(cnn, data, trials, tmp_path):
-    strange = ingot.Split({"image": 100 * data.split("calibration").inputs["image"]})
-    splits = {"calibration": strange, "test": data.split("test")}
-    mixed = ingot.make_data(splits, task="classification", name="mixed")
-
-    good = optimize(cnn, data, require=CLAIM, trials=trials, out=tmp_path / "a")
-    bad = optimize(cnn, mixed, require=CLAIM, trials=trials, out=tmp_path / "b")
-
-    assert any(note.startswith("Calibration data must look like") for note in bad.notes)
-    assert not any(note.startswith("Calibration data must look like") for note in good.notes)
-
-
-def test_tokens_of_another_tokenizer_are_refused_before_anything_is_made(
-    encoder, tmp_path, monkeypatch
-):
-    monkeypatch.setattr("ingot.search.ladder.make_all", None)
-    strange = toy_tokens(300) | {"input_ids": toy_tokens(300)["input_ids"] + 10_000}
-    texts = ingot.make_data({"test": ingot.Split(strange)}, task="none")
-
-    with pytest.raises(DataError, match="made by another tokenizer"):
-        optimize(encoder, texts, require=["r2 >= 0.5"], out=tmp_path / "best")
 
 
 def test_where_nothing_holds_the_nearest_is_named_and_what_is_left_to_try(
@@ -339,3 +313,15 @@ def test_where_nothing_holds_the_nearest_is_named_and_what_is_left_to_try(
     assert result.chosen is None
     assert result.notes[0].startswith(f"Nearest to the claims came {trials[1].label}: Size ratio")
     assert "quantization-aware training" in result.notes[0]
+
+
+def test_what_stays_in_float_is_in_the_result_and_in_the_report(cnn, data, trials, tmp_path):
+    careful = Recipe((QuantizeStatic(observer="min-max", skip=("Gemm_logits",)),))
+    mine = (trials[0], Trial(careful, ONE))
+    larger = ["size ratio >= 1.001"]  # pairs of nodes outweigh what so small a network saves
+    result = optimize(cnn, data, require=larger, trials=mine, out=tmp_path / "b")
+
+    assert ("Gemm_logits", "named in skip") in {(n.name, n.reason) for n in result.left_in_float}
+    assert "Gemm_logits" in [row["name"] for row in result.to_json()["left_in_float"]]
+    facts = json.loads((tmp_path / "b" / "report.json").read_text())["facts"]
+    assert "Gemm_logits (Gemm): named in skip" in facts["left in float"]

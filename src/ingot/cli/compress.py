@@ -65,8 +65,10 @@ def command(
       ingot compress model.onnx --data data.toml --recipe recipe.toml --out small
       ingot compress large.onnx --method quantize-weights --set bits=4 --out small
     """
+    from ingot.compress.quantize.left_in_float import left_in_float, show_left
     from ingot.compress.run import Run
     from ingot.core.progress import progress_bar
+    from ingot.models.onnx_format import read_skeleton
     from ingot.models.store import copy_folder
 
     recipe = recipe_of(methods, settings, recipe_path)
@@ -74,6 +76,7 @@ def command(
     model = where.load()
     data = None if data_path is None else load_data_option(data_path, task, columns, model)
     if dry_run:
+        recipe.check(model, data, factory=where.factory())
         say(f"Would apply {recipe.label} to {model.name} and write {out}.")
         print_json(recipe.to_json()) if as_json else click.echo(recipe.to_toml())
         return
@@ -85,11 +88,14 @@ def command(
     shutil.rmtree(out / "model", ignore_errors=True)
     copy_folder(small, out / "model")
     recipe.write(out / "recipe.toml")
+    left = left_in_float(read_skeleton(small.onnx_path), recipe.methods)
     if as_json:
-        print_json(_report(model, small, out, run))
+        print_json(_report(model, small, out, run) | {"left_in_float": [r.to_json() for r in left]})
         return
     sizes = f"{show_bytes(model.size_bytes)} -> {show_bytes(small.size_bytes)}"
     _print_log(f"{recipe.label}: {sizes} ({model.size_bytes / small.size_bytes:.2f}x)", run)
+    if left:
+        click.echo(f"Left in float: {show_left(left)}. Each by name: --json")
     say(
         f"Wrote {out} (model {short(small.digest)}). "
         f"Next: ingot compare MODEL {out} --data {data_path or 'DATA'}"

@@ -17,10 +17,10 @@ from ingot.cli._options import (
     seed_option,
 )
 from ingot.cli._print import print_json, print_table, say
+from ingot.core.goals import GOALS, Goal
 from ingot.core.units import show_bytes, show_ms
 
 if TYPE_CHECKING:
-    from ingot.search.job import Goal
     from ingot.search.result import Result
     from ingot.search.trial import Outcome, Trial
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--goal",
-    type=click.Choice(["latency", "throughput", "size", "memory", "cold_start", "energy"]),
+    type=click.Choice(GOALS),
     default="latency",
     show_default=True,
     help="What to be best at among candidates that keep the claims.",
@@ -72,7 +72,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Folder for the model, its evidence, its recipe and the report.",
 )
-@click.option("--dry-run", is_flag=True, help="Print what would be tried, and stop.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check claims, goal, shapes and data, print what would be tried first, and stop.",
+)
 @click.option("--fresh", is_flag=True, help="Forget what an interrupted run of this job finished.")
 @seed_option
 @json_option
@@ -82,7 +86,7 @@ def command(
     task: str | None,
     columns: tuple[str, ...],
     require: tuple[str, ...],
-    goal: "Goal",
+    goal: Goal,
     shapes: tuple[str, ...],
     threads: int,
     minutes: float,
@@ -113,8 +117,8 @@ def command(
     if dry_run:
         sizes = tuple(parse_shape(s) for s in shapes)
         trials = plan(
-            model, data, threads=threads, buckets=buckets, shapes=sizes, goal=goal,
-            factory=where.factory(),
+            model, data, require=require, goal=goal, shapes=sizes, threads=threads,
+            buckets=buckets, factory=where.factory(),
         )  # fmt: skip
         _print_plan(trials, as_json=as_json)
         return 0
@@ -148,11 +152,15 @@ def _print_plan(trials: "Sequence[Trial]", *, as_json: bool) -> None:
 
 def print_result(result: "Result") -> None:
     """Print every candidate, the chosen one marked, and what to do next."""
+    from ingot.compress.quantize.left_in_float import show_left
+
     print_table(
         result.summary,
         ("", "candidate", "runs on", "size", result.shape, result.metric, "claims", "why"),
         [_row(outcome, result) for outcome in result.outcomes],
     )
+    if result.left_in_float:
+        click.echo(f"Left in float: {show_left(result.left_in_float)}. Each by name: in the report")
     say(f"Report: {result.folder / 'report.html'}")
     if result.chosen:
         say(f"Next: ingot release NAME {result.folder} --stage prod && ingot serve NAME@prod")

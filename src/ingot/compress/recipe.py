@@ -139,6 +139,33 @@ class Recipe:
                 net = method.apply(net, restrict(given, method), run)
             return _store(net, model, self, data, root)
 
+    def check(
+        self, model: Model, data: Data | None = None, *, factory: Factory | None = None
+    ) -> None:
+        """Check all that can be checked before `apply` computes anything.
+
+        Args:
+            model: What would be changed.
+            data: What the methods would read; every split that they need must fit the model.
+            factory: Builds the torch network of `model`.
+
+        Raises:
+            RecipeError: The methods do not fit the model or one another, or need data.
+            DataError: A split is missing, does not fit the model, or holds tokens that the model
+                does not know.
+        """
+        from ingot.models.feeds import feeds_for, fixed_rows
+        from ingot.models.vocabulary import check_tokens
+
+        self._check_order(model, factory)
+        self._check_data(data)
+        needed = {name for method in self.methods for name in method.needs} - {"labels"}
+        for name in sorted(needed if data is not None else ()):
+            part = (data or NOTHING).split(name)
+            some = range(min(len(part), fixed_rows(model.signature) or 1))
+            feeds_for(model.signature, part.take(some).inputs)
+            check_tokens(model, part.inputs)
+
     @property
     def _starts_with_torch(self) -> bool:
         return bool(self.methods) and self.methods[0].form == "torch"

@@ -9,10 +9,10 @@ from typing import Literal
 from ingot.core.errors import ClaimError
 from ingot.core.names import suggest
 from ingot.evaluate.evidence import Comparison, Evidence, Verdict
-from ingot.evaluate.intervals import needed_n
+from ingot.evaluate.intervals import UNBOUNDED, needed_n
 from ingot.evaluate.metrics import METRICS
 
-Quantity = Literal["value", "drop", "gain", "ratio", "speedup"]
+Quantity = Literal["value", "drop", "relative drop", "gain", "ratio", "speedup"]
 MEASURED = {
     "latency": "ms",
     "p95_latency": "ms",
@@ -44,9 +44,10 @@ class Claim:
     Attributes:
         text: As written.
         metric: `accuracy`, `latency`, ...
-        quantity: `value` of the candidate, `drop`, `gain`, `ratio` or `speedup` to the baseline.
+        quantity: `value` of the candidate, `drop`, `relative drop`, `gain`, `ratio` or `speedup`
+            to the baseline.
         operator: `<=` or `>=`.
-        bound: The number, in the metric's unit.
+        bound: The number, in the metric's unit; a fraction of the baseline for a relative drop.
     """
 
     text: str
@@ -57,7 +58,10 @@ class Claim:
 
 
 def parse_claim(text: str) -> Claim:
-    """Read `<metric> [drop|gain|ratio|speedup] <=|>= <number>[unit]`.
+    """Read `<metric> [[relative] drop|gain|ratio|speedup] <=|>= <number>[unit]`.
+
+    A drop is in the metric's own unit: half a point of accuracy is 0.005. A relative drop is a
+    share of the baseline, 0.005 or 0.5 %; the sign `%` stands for nothing else.
 
     Raises:
         ClaimError: The sentence does not fit, or names an unknown metric or unit.
@@ -65,19 +69,24 @@ def parse_claim(text: str) -> Claim:
     Examples:
         >>> parse_claim("accuracy drop <= 0.01").bound
         0.01
+        >>> parse_claim("accuracy relative drop <= 0.5 %").bound
+        0.005
         >>> parse_claim("p95 latency <= 5 ms").metric
         'p95_latency'
     """
     match = _PATTERN.fullmatch(text)
     if match is None:
         raise ClaimError(
-            f"A claim must read '<metric> [drop|gain|ratio|speedup] <=|>= <number>[unit]'; got "
-            f"{text!r}. Write for example 'accuracy drop <= 0.01'."
+            f"A claim must read '<metric> [[relative] drop|gain|ratio|speedup] <=|>= "
+            f"<number>[unit]'; got {text!r}. Write for example 'accuracy drop <= 0.01'."
         )
     words = match[1].split()
     quantity: Quantity = "value"
     if len(words) > 1 and words[-1] in _QUANTITIES:
         quantity = words.pop()  # type: ignore[assignment] # one of the literals
+    if quantity == "drop" and len(words) > 1 and words[-1] == "relative":
+        words.pop()
+        quantity = "relative drop"
     metric = "_".join(words)
     known = [*METRICS, *MEASURED]
     if metric not in known:
@@ -113,11 +122,13 @@ def check_decidable(claim: Claim, n: int, level: float = 0.95) -> None:
     elif metric.is_proportion:
         margin = {
             ("drop", "<="): claim.bound,
+            ("relative drop", "<="): claim.bound,  # of a baseline of 1, the easiest there is
             ("ratio", ">="): 1 - claim.bound,
             ("gain", ">="): -claim.bound,
         }.get((claim.quantity, claim.operator), 0.0)
         # The ratio spends half of its error on the baseline, see proportion_ratio.
-        confidence = (1 + level) / 2 if claim.quantity == "ratio" else level
+        is_divided = claim.quantity in {"ratio", "relative drop"}
+        confidence = (1 + level) / 2 if is_divided else level
         least = needed_n(margin, confidence) if 0 < margin < 1 else 0
     if n < max(least, 2):
         raise ClaimError(
@@ -145,6 +156,12 @@ def judge(claim: Claim, comparisons: Sequence[Comparison]) -> Verdict:
     what = claim.metric if claim.quantity == "value" else f"{claim.metric} {claim.quantity}"
     where = f" at {row.setting}" if row.setting else ""
     side = "at most" if claim.operator == "<=" else "at least"
+    if abs(bound) >= UNBOUNDED and claim.quantity == "relative drop":
+        reason = (
+            f"{claim.metric} of the baseline must be above 0 for a relative drop; its interval "
+            f"begins at {row.baseline.low:.4g}. Claim a drop instead."
+        )
+        return Verdict(claim.text, False, bound, reason)
     reason = (
         f"{what.capitalize()}{where} is {side} {bound:.4g} ({row.drop.level:.0%} confidence); "
         f"the claim {'holds' if passed else 'asks for'} {claim.operator} {claim.bound:g}."
@@ -161,6 +178,8 @@ def _bad_end(claim: Claim, row: Comparison) -> float:
     top = claim.operator == "<="
     if claim.quantity == "drop":
         return row.drop.high if top else row.drop.low
+    if claim.quantity == "relative drop":
+        return _relative_drop(row, top=top)
     if claim.quantity == "gain":
         return -row.drop.low if top else -row.drop.high
     if claim.quantity == "ratio":
@@ -173,11 +192,29 @@ def _bad_end(claim: Claim, row: Comparison) -> float:
     return row.candidate.high if top else row.candidate.low
 
 
+def _relative_drop(row: Comparison, *, top: bool) -> float:
+    """Return an end of drop / baseline; without bound where the baseline may not be above zero."""
+    if row.baseline.low <= 0:
+        return UNBOUNDED if top else -UNBOUNDED
+    if row.direction == "lower":
+        return (row.ratio.high if top else row.ratio.low) - 1
+    return 1 - (row.ratio.low if top else row.ratio.high)
+
+
 def _scale(text: str, metric: str, quantity: str, unit: str) -> float:
     if not unit:
         return 1.0
-    if quantity in {"ratio", "speedup"} or metric in METRICS:
-        units: dict[str, float] = {"x": 1.0} if quantity in {"ratio", "speedup"} else {}
+    if unit == "%" and quantity != "relative drop":
+        raise ClaimError(
+            f"A per cent must be of the baseline, in a relative drop; got {text!r}. Write "
+            f"'{metric} relative drop <= 0.5 %' for that, or a number without it: "
+            f"'{metric} drop <= 0.005'."
+        )
+    units: dict[str, float]
+    if quantity == "relative drop":
+        units = {"%": 0.01}
+    elif quantity in {"ratio", "speedup"} or metric in METRICS:
+        units = {"x": 1.0} if quantity in {"ratio", "speedup"} else {}
     else:
         units = _SCALE[MEASURED[metric]]
     if unit not in units:

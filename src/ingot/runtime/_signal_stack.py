@@ -29,11 +29,3 @@ def kept_signal_stack() -> Iterator[None]:
     finally:
         if is_known:
             libc.sigaltstack(ctypes.byref(before), None)
-
-
-def signal_stack() -> tuple[int, int]:
-    """Return address and size of the calling thread's alternate signal stack; zeros without one."""
-    found = _Stack()
-    if sys.platform != "linux" or ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found)):
-        return 0, 0
-    return found.start or 0, found.size

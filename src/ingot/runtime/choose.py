@@ -8,16 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from statistics import median
 
 from ingot.core.digest import Json, canonical_json, digest_bytes, digest_json, hex_of
 from ingot.core.errors import EngineError, MissingExtraError
 from ingot.core.files import home, write_atomic
+from ingot.core.goals import Goal
 from ingot.core.progress import SILENT, Progress
 from ingot.data.data import Array
 from ingot.models.model import Model
 from ingot.runtime.agreement import MAX_RELATIVE_ERROR, relative_error
 from ingot.runtime.cold_start import cold_start, footprint, peak_rss
+from ingot.runtime.energy import EnergyCounter, check_goal, energy_per_call
 from ingot.runtime.engine import Engine, EngineConfig, Precision, Session
 from ingot.runtime.feeds import feeds_at
 from ingot.runtime.machine import describe_machine, machine_digest
@@ -25,9 +27,9 @@ from ingot.runtime.measure import Candidate, Clock, Measurement, Shape, measure
 from ingot.runtime.noise import NoiseMeter
 
 log = logging.getLogger(__name__)
-Goal = Literal["latency", "throughput", "size", "memory", "cold_start"]
 Process = Callable[[Model, EngineConfig], float]
-Inputs = Mapping[str, Mapping[str, Array]]
+Feeds = Mapping[str, Array]
+Inputs = Mapping[str, Feeds]  # by shape
 
 _PROBE_CALLS = 30  # three rounds of ten: enough for an interval of the median
 _CALLS = 200
@@ -115,9 +117,11 @@ def choose(
         progress: Told about each step.
 
     Raises:
-        EngineError: Nothing runs any of the models; each reason is in the message.
+        EngineError: Nothing runs any of the models, each reason is in the message; or the goal
+            cannot be measured here.
     """
     _check(models, shapes)
+    check_goal(goal)
     known = engines if engines is not None else _installed()
     excluded: dict[str, str] = {}
     candidates = _candidates(models, known, precisions, threads, excluded)
@@ -158,10 +162,33 @@ class _Trial:
             probe = self._measure(sound, shared, calls=_PROBE_CALLS, share=_PROBE_SHARE)
             sound = _halve(sound, probe, self.excluded)
         final = self._measure(sound, shared, calls=_CALLS, share=1 - _PROBE_SHARE)
-        ranked = sorted(sound, key=lambda c: _score(c, self.goal, _of(c, final)))
+        ranked = sorted(sound, key=lambda c: self._score(c, _of(c, final), shared))
         rows = tuple(m for c in ranked for m in _of(c, final))
         best = ranked[0]
         return Choice(best.model.digest, best.config, self.goal, rows, errors, self.excluded)
+
+    def _score(
+        self, candidate: Candidate, rows: Sequence[Measurement], inputs: Mapping[str, Feeds]
+    ) -> tuple[float, float]:
+        """Return what the goal asks to be small, and the latency that breaks ties."""
+        latency = sum(math.log(row.p50_ms) for row in rows)
+        if self.goal == "latency":
+            return latency, 0.0
+        if self.goal == "throughput":
+            return -sum(math.log(row.items_per_s) for row in rows), latency
+        if self.goal == "size":
+            return float(footprint(candidate.model)), latency
+        if self.goal == "energy":
+            return self._energy(candidate, next(iter(inputs.values()))), latency
+        return _PROCESS[self.goal](candidate.model, candidate.config), latency
+
+    def _energy(self, candidate: Candidate, feeds: Feeds) -> float:
+        """Return joules per call at the first shape."""
+        session = self._open(candidate.model, candidate.config)
+        try:
+            return median(energy_per_call(session, feeds, EnergyCounter.find(), runs=3))
+        finally:
+            session.close()
 
     def _open(self, model: Model, config: EngineConfig) -> Session:
         return self.engines[config.engine].open(model, config)
@@ -293,17 +320,6 @@ def _halve(
         else:
             kept.append(candidate)
     return kept
-
-
-def _score(candidate: Candidate, goal: Goal, rows: Sequence[Measurement]) -> tuple[float, float]:
-    latency = sum(math.log(row.p50_ms) for row in rows)
-    if goal == "latency":
-        return latency, 0.0
-    if goal == "throughput":
-        return -sum(math.log(row.items_per_s) for row in rows), latency
-    if goal == "size":
-        return float(footprint(candidate.model)), latency
-    return _PROCESS[goal](candidate.model, candidate.config), latency
 
 
 def _cache_path(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ingot.core.errors import EngineError
+from ingot.core.goals import GOALS
+from ingot.core.names import suggest
 from ingot.data.data import Array
 from ingot.runtime.engine import Session
 
@@ -63,6 +65,20 @@ class EnergyCounter:
         """Return the energy between two readings; each counter may have started again once."""
         steps = zip(before, after, self.limits, strict=True)
         return sum((b - a) if b >= a else (b - a + limit) for a, b, limit in steps) / 1e6
+
+
+def check_goal(goal: str, *, counters: Path = POWERCAP) -> None:
+    """Refuse a goal that is none, or that this machine cannot measure, before any work.
+
+    Raises:
+        EngineError: The name is unknown, or the goal is energy and there is no counter to read.
+    """
+    if goal not in GOALS:
+        raise EngineError(
+            f"A goal must be one of {', '.join(GOALS)}; got {goal!r}. {suggest(goal, GOALS)}"
+        )
+    if goal == "energy":
+        EnergyCounter.find(counters)
 
 
 def energy_per_call(

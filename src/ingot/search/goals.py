@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 from ingot.core.digest import hex_of
@@ -18,7 +17,7 @@ from ingot.models.model import Model
 from ingot.runtime.buckets import run_rows
 from ingot.runtime.cold_start import cold_start, peak_rss
 from ingot.runtime.compiled import drop_forms
-from ingot.runtime.energy import POWERCAP, EnergyCounter, energy_per_call
+from ingot.runtime.energy import EnergyCounter, energy_per_call
 from ingot.runtime.engines import compile_ahead, open_session
 from ingot.search.job import Job
 from ingot.search.journal import Journal
@@ -34,16 +33,6 @@ UNITS: dict[str, Unit] = {
 }
 RUNS = 6
 ROWS = 2048
-
-
-def check_goal(goal: str, *, counters: Path = POWERCAP) -> None:
-    """Refuse a goal that this machine cannot measure, before any work.
-
-    Raises:
-        EngineError: The goal is energy and there is no counter to read.
-    """
-    if goal == "energy":
-        EnergyCounter.find(counters)
 
 
 def with_costs(

@@ -2,15 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from ingot.compress.recipe import Factory
 from ingot.core.digest import Json, digest_json
+from ingot.core.goals import Goal
 from ingot.data.data import Data
 from ingot.models.model import Model
 from ingot.search.trial import Trial
 
-Goal = Literal["latency", "throughput", "size", "memory", "cold_start", "energy"]
 Shape = tuple[int, int | None]
 
 

@@ -18,9 +18,7 @@ from ingot.evaluate.compare import plan as plan_claims
 from ingot.evaluate.costs import timing_feeds
 from ingot.evaluate.evidence import Comparison, Evidence, Interval
 from ingot.evaluate.metrics import METRICS, check_width
-from ingot.models.feeds import feeds_for
 from ingot.models.model import Model
-from ingot.models.vocabulary import check_tokens
 from ingot.runtime.engine import EngineConfig, Session
 from ingot.runtime.engines import open_session
 from ingot.runtime.measure import Candidate, Measurement, measure
@@ -50,20 +48,6 @@ class Judged:
     best_float: Outcome
     metric: str
     shape: str
-
-
-def check_claims(job: Job) -> None:
-    """Check the claims and the data before any work.
-
-    Raises:
-        ClaimError: A claim cannot be parsed, or this many examples could never decide it.
-        DataError: The split is missing or does not fit the model.
-    """
-    split = job.data.split(job.split)
-    plan_claims(job.data, split, job.claims)
-    feeds_for(job.model.signature, split.take([0]).inputs)
-    for part in job.data.splits.values():
-        check_tokens(job.model, part.inputs)
 
 
 def judge_all(

@@ -2,24 +2,28 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from ingot.compress.quantize.drift import range_drift
+from ingot.compress.quantize.left_in_float import left_in_float
 from ingot.compress.recipe import Factory
 from ingot.core.errors import EngineError, IngotError
+from ingot.core.goals import Goal
 from ingot.core.progress import SILENT, Progress
 from ingot.data.data import Data
 from ingot.models.model import Model
+from ingot.models.onnx_format import read_skeleton
 from ingot.runtime.engine import Engine
 from ingot.runtime.engines import compile_ahead
 from ingot.runtime.engines import engines as all_engines
 from ingot.runtime.machine import describe_machine, machine_digest
+from ingot.search.check import check_job, warn_of_drift
 from ingot.search.crosscheck import name_fault, settle
 from ingot.search.explain import explain, summarize
-from ingot.search.goals import check_goal, with_costs
-from ingot.search.job import Goal, Job, Shape
+from ingot.search.goals import with_costs
+from ingot.search.job import Job, Shape
 from ingot.search.journal import Journal
-from ingot.search.judge import Judged, check_claims
+from ingot.search.judge import Judged
 from ingot.search.ladder import climb
 from ingot.search.make import Made
 from ingot.search.output import write_output
@@ -34,32 +38,29 @@ def plan(
     model: Model,
     data: Data,
     *,
+    require: Sequence[str] = (),
+    goal: Goal = "latency",
+    shapes: Sequence[Shape] = ((1, None),),
+    split: str = "test",
     threads: int = 0,
     buckets: Sequence[int] = (),
-    shapes: Sequence[Shape] = ((1, None),),
-    goal: Goal = "latency",
     factory: Factory | None = None,
 ) -> tuple[Trial, ...]:
-    """Return what `optimize` would try on this machine, without trying it.
+    """Return what `optimize` would try first on this machine, without trying it.
 
-    Methods that need a calibration split are left out when the data have none.
+    All that can be checked before anything is computed is checked: claims, goal, shapes, and the
+    rows of every split. Methods that need a calibration split are left out when the data have none.
 
     Raises:
-        EngineError: No engine works here, or there are buckets and no `attention_mask`.
+        ClaimError: A claim cannot be parsed, or this data could never decide it.
+        DataError: The data do not fit the model, or another tokenizer made them.
+        EngineError: No engine works here, the goal cannot be measured here, a shape does not fit,
+            or there are buckets and no `attention_mask`.
     """
-    trials = default_trials(
-        model,
-        _available(factory),
-        threads=threads,
-        buckets=buckets,
-        batch_sizes=[batch for batch, _ in shapes],
-        goal=goal,
-    )
-    return tuple(
-        trial
-        for trial in trials
-        if all(need in data.splits for m in trial.recipe.methods for need in m.needs - {"labels"})
-    )
+    claims = tuple(require) or default_claims(data)
+    job = Job(model, data, claims, goal, tuple(shapes), split, 0, factory, 0.0, threads)
+    check_job(job)
+    return _first(job, buckets)
 
 
 def optimize(
@@ -97,7 +98,7 @@ def optimize(
         buckets: Lengths that texts are padded up to; see `EngineConfig`.
         out: Folder to write: model, evidence, recipe and report.
         trials: Exactly what to try. By default what is worth trying for this architecture, and
-            then what the outcomes suggest: see `search/ladder.py`.
+            then what the outcomes suggest.
         factory: Builds the torch network of `model`; adds torch engines and torch methods.
         seed: Every random choice.
         minutes: Training that may be spent on networks with fewer layers. It needs the split
@@ -108,17 +109,17 @@ def optimize(
     Raises:
         ClaimError: A claim cannot be parsed, or this data could never decide it.
         DataError: The data do not fit the model.
-        EngineError: No engine runs the model at all, or the goal cannot be measured here.
+        EngineError: Nothing runs the model, or the goal or a shape does not fit machine or model.
     """
     claims = tuple(require) or default_claims(data)
     job = Job(model, data, claims, goal, tuple(shapes), split, seed, factory, minutes, threads)
-    check_claims(job)
-    check_goal(goal)
-    if (first := trials) is None:
-        first = plan(model, data, threads=threads, buckets=buckets, shapes=shapes, factory=factory)
+    check_job(job)
+    first = _first(job, buckets) if trials is None else tuple(trials)
+    notes = warn_of_drift(job, progress)
     journal = _journal(job, first, fresh=fresh)
-    made, judged = climb(job, tuple(first), journal, progress, rungs=trials is None)
+    made, judged = climb(job, first, journal, progress, rungs=trials is None)
     result = _result(job, made, judged, Path(out), journal=journal, progress=progress)
+    result = replace(result, notes=(*notes, *result.notes))
     write_output(job, result, judged.best_float, progress)
     _prepare_start(job, result)
     return result
@@ -134,15 +135,21 @@ def _prepare_start(job: Job, result: Result) -> None:
         log.warning("what was chosen will be compiled on every start: %s", error)
 
 
-def _plan(job: Job, buckets: Sequence[int]) -> tuple[Trial, ...]:
-    return plan(
+def _first(job: Job, buckets: Sequence[int]) -> tuple[Trial, ...]:
+    """Return what is tried before any outcome is known."""
+    trials = default_trials(
         job.model,
-        job.data,
+        _available(job.factory),
         threads=job.threads,
         buckets=buckets,
-        shapes=job.shapes,
+        batch_sizes=[batch for batch, _ in job.shapes],
         goal=job.goal,
-        factory=job.factory,
+    )
+    known = job.data.splits
+    return tuple(
+        trial
+        for trial in trials
+        if all(need in known for m in trial.recipe.methods for need in m.needs - {"labels"})
     )
 
 
@@ -166,34 +173,26 @@ def _result(
     priced = with_costs(job, judged.outcomes, models.__getitem__, journal, progress)
     outcomes, chosen = settle(job, priced, models.__getitem__)
     notes = (
-        *_drift(job, progress),
         *explain(outcomes, chosen, judged.metric),
         *name_fault(job, outcomes, models.__getitem__),
+    )
+    model = models[chosen.model] if chosen else None
+    left = (
+        left_in_float(read_skeleton(model.onnx_path), chosen.trial.recipe.methods)
+        if model and chosen
+        else ()
     )
     return Result(
         outcomes,
         chosen,
-        models[chosen.model] if chosen else None,
+        model,
         folder,
         summarize(chosen, judged.best_float, len(outcomes)),
         judged.metric,
         judged.shape,
         notes,
+        left,
     )
-
-
-def _drift(job: Job, progress: Progress) -> tuple[str, ...]:
-    """Return a warning if calibration data do not look like the data that is judged."""
-    if "calibration" not in job.data.splits:
-        return ()
-    sides = (job.data.split(name) for name in ("calibration", job.split))
-    try:
-        warning = range_drift(job.model, *sides, progress=progress).warning
-    except IngotError:
-        return ()  # nothing to quantize, or tensors that are not finite: the methods say so
-    if warning:
-        log.warning(warning)
-    return (warning,) if warning else ()
 
 
 def default_claims(data: Data) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import shutil
 
+from ingot.compress.quantize.left_in_float import list_left
 from ingot.compress.quantize.static import QuantizeStatic
 from ingot.core.digest import Json, short
 from ingot.core.errors import IngotError
@@ -49,6 +50,8 @@ def _report(job: Job, result: Result, best_float: Outcome | None, progress: Prog
     }
     if chosen:
         facts["recipe"] = chosen.trial.recipe.to_toml()
+    if chosen and not chosen.trial.is_float:
+        facts["left in float"] = list_left(result.left_in_float)
     return Report(
         title=headline(job.model.name, chosen),
         summary=result.summary,

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ingot.compress.quantize.left_in_float import FloatNode
 from ingot.core.digest import Json
+from ingot.core.goals import Goal
 from ingot.models.model import Model
-from ingot.search.job import Goal
 from ingot.search.trial import Outcome
 
 TIE = 1.02
@@ -25,6 +26,7 @@ class Result:
         metric: Name of the quality metric.
         shape: Shape at which latency was measured, e.g. `batch 1 x 128`.
         notes: Sentences that explain the choice.
+        left_in_float: Nodes of the chosen model that integers did not reach, each with the reason.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -35,6 +37,7 @@ class Result:
     metric: str
     shape: str
     notes: tuple[str, ...] = ()
+    left_in_float: tuple[FloatNode, ...] = ()
 
     def to_json(self) -> dict[str, Json]:
         """Return the JSON form for `--json`."""
@@ -45,6 +48,7 @@ class Result:
             "chosen": self.chosen.to_json() if self.chosen else None,
             "outcomes": [outcome.to_json() for outcome in self.outcomes],
             "notes": list(self.notes),
+            "left_in_float": [node.to_json() for node in self.left_in_float],
             "folder": str(self.folder),
         }
 

@@ -13,12 +13,12 @@ from ingot.compress.quantize.static import QuantizeStatic
 from ingot.compress.quantize.weights import QuantizeGroups, QuantizeWeights
 from ingot.compress.recipe import Recipe
 from ingot.core.errors import EngineError
+from ingot.core.goals import Goal
 from ingot.models.model import Model
 from ingot.runtime.buckets import MASK
 from ingot.runtime.cpu import check_buckets, thread_count
 from ingot.runtime.engine import Engine, EngineConfig
 from ingot.runtime.openvino_shapes import has_row_axis
-from ingot.search.job import Goal
 from ingot.search.trial import Trial
 
 Architecture = Literal["transformer", "cnn", "dense"]
