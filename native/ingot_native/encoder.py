@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ingot_native import library as lib
 from ingot_native.errors import InputError, LibraryError
 from ingot_native.file import read_packed
-from ingot_native.layout import ACTIVATIONS, NORMS, POOLS, POSITIONS, Packed
+from ingot_native.layout import ACTIVATIONS, NORMS, POOLS, POSITIONS, Packed, head_of
 from ingot_native.pack import aligned, check_packed
 
 Ids = Sequence[Any] | NDArray[Any]  # token ids of one sequence: any whole numbers
@@ -176,8 +176,9 @@ def _spec_struct(packed: Packed) -> lib.Spec:
         for name, value in spec.to_json().items()
         if isinstance(value, int) and name in lib.Spec.__dict__
     }
-    n_head, layers = len(spec.head), spec.layers
-    head = (ctypes.c_int32 * n_head)(*(ACTIVATIONS.index(name) for name in spec.head))
+    activations, layers = head_of(spec), spec.layers
+    n_head = len(activations)
+    head = (ctypes.c_int32 * n_head)(*(ACTIVATIONS.index(name) for name in activations))
     facts |= {
         "struct_size": ctypes.sizeof(lib.Spec),
         "position": POSITIONS.index(spec.position),

@@ -26,8 +26,8 @@ BAD_INPUT = 4  # INGOT_BAD_INPUT in ingot_native.h
 ERROR_BYTES = 512
 
 _SPEC_WHOLE = (
-    "layers hidden heads kv_heads head_dim inner vocab positions token_types position position_offset norm "
-    "norm_first first_attention_norm embedding_norm final_norm activation gated causal rotary_dim pool "
+    "layers hidden heads kv_heads head_dim inner vocab positions token_types position position_offset padding_id norm "
+    "norm_first first_attention_norm embedding_norm final_norm activation gated causal rotary_dim pool pool_norm "
     "head_norm normalize n_head"
 ).split()
 

@@ -24,8 +24,10 @@ class TransformerSpec:
         positions: Longest sequence.
         token_types: Rows of the table of token types; 0 if there is none.
         position: How order enters: a table added to the tokens, rotated queries and keys, a bias added to
-            the scores, or not at all.
+            the scores (beside a table, where there is one: MPNet), or not at all.
         position_offset: Row of the position table of the first token: 2 for RoBERTa.
+        padding_id: A token that takes no place: it reads row `position_offset - 1` and those after it are not moved
+            on (RoBERTa, MPNet); -1 for none.
         norm: Layer normalization or root-mean-square normalization.
         norm_first: Pre-norm: each half of a block normalizes its input, not its output.
         first_attention_norm: Whether block 0 of a pre-norm network normalizes before its attention (ModernBERT's
@@ -41,8 +43,10 @@ class TransformerSpec:
         rotary_bases: Per block, the base of the angles; empty unless `position` is `rotary`.
         windows: Per block, how far a token sees to either side; 0 for all. Empty means all for every block.
         pool: What leaves the body: every token, the mean over a sequence, its first or its last token.
+        pool_norm: Whether what the pool gives is normalized by `pool_norm` before the head.
         head: Activations of the dense layers after the pool, in order; empty for none.
         head_norm: Index of the head layer after which `head.norm` is applied; -1 for none.
+        vocab_head: Whether the answer is a row of scores of the vocabulary for every token: a language model.
         normalize: Whether the answer is divided by its Euclidean length (after pool and head).
     """
 
@@ -57,6 +61,7 @@ class TransformerSpec:
     token_types: int = 0
     position: Position = "absolute"
     position_offset: int = 0
+    padding_id: int = -1
     norm: Norm = "layer"
     norm_first: bool = False
     first_attention_norm: bool = True
@@ -71,8 +76,10 @@ class TransformerSpec:
     rotary_bases: tuple[float, ...] = ()
     windows: tuple[int, ...] = ()
     pool: Pool = "tokens"
+    pool_norm: bool = False
     head: tuple[Activation, ...] = ()
     head_norm: int = -1
+    vocab_head: bool = False
     normalize: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -97,6 +104,7 @@ class TransformerSpec:
 #   layers.{i}.{up,gate,down}.{weight,bias}   gate only if gated
 #   final_norm.{weight,bias}
 #   relative [heads, 2 * positions - 1]       bias of the scores by (key - query) + positions - 1
+#   pool_norm.{weight,bias}
 #   head.{j}.{weight,bias}, head.norm.{weight,bias}
 #   lm_head.weight [vocab, hidden]            decoders; absent when it is embed.tokens
 #

@@ -45,10 +45,9 @@ def test_codes_are_rounded_to_even_with_the_largest_at_127() -> None:
 def test_integer_weights_keep_their_codes() -> None:
     tensors = random_tensors(BERT, 1)
     plain = pack(BERT, tensors)
-    for name in ("embed.tokens", "layers.0.q", "layers.1.up"):
-        codes, scales = quantize_rows(tensors[f"{name}.weight"])
-        tensors[f"{name}.weight"] = codes
-        tensors[f"{name}.weight_scale"] = scales[:, None]
+    for name in ("embed.tokens", "layers.0.q.weight", "layers.1.up.weight"):
+        codes, scales = quantize_rows(tensors[name])
+        tensors[name], tensors[f"{name}_scale"] = codes, scales[:, None]
 
     packed = pack(BERT, tensors)
 
@@ -81,11 +80,11 @@ def test_small_head_layers_stay_in_float() -> None:
 
 def test_a_float_token_table_is_kept_when_asked_for(native: tuple[str, ...]) -> None:
     tensors = random_tensors(BERT, 1)
-    rounded = tensors["embed.tokens.weight"].copy()
+    rounded = tensors["embed.tokens"].copy()
     codes, scales = quantize_rows(rounded)
     sequences = random_sequences(BERT, [9, 30])
     packed = pack(
-        BERT, tensors | {"embed.tokens.weight": codes * scales[:, None]}, float_tokens=True
+        BERT, tensors | {"embed.tokens": codes * scales[:, None]}, float_tokens=True
     )
 
     with Encoder(packed) as floats, Encoder(pack(BERT, tensors)) as codes_only:

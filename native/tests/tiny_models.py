@@ -27,6 +27,16 @@ KINDS: dict[str, TransformerSpec] = {
     "roberta-classifier": replace(
         BERT, position_offset=2, token_types=0, pool="first", head=("tanh", "none"), normalize=False
     ),
+    "roberta-with-padding-inside": replace(
+        BERT, position_offset=2, padding_id=1, vocab=4, pool="tokens", normalize=False
+    ),
+    "language-model": replace(
+        BERT, vocab=90, pool="tokens", causal=True, vocab_head=True, normalize=False
+    ),
+    "masked-words-of-the-table": replace(
+        BERT, vocab=90, pool="tokens", head=("gelu",), head_norm=0, vocab_head=True, normalize=False
+    ),
+    "pooled-and-normed": replace(BERT, pool_norm=True, head=("tanh",)),
     "token-classifier": replace(BERT, pool="tokens", head=("none",), normalize=False),
     "masked-words": replace(
         BERT, pool="tokens", head=("gelu", "none"), head_norm=0, normalize=False, layers=1
@@ -50,6 +60,8 @@ KINDS: dict[str, TransformerSpec] = {
 
 def head_widths(spec: TransformerSpec) -> list[int]:
     """Outputs of the head's layers: the one before the last is wide enough to be packed."""
+    if spec.vocab_head:
+        return [spec.hidden] * len(spec.head)
     return [70, 5][-len(spec.head) :] if spec.head else []
 
 
@@ -75,7 +87,7 @@ def random_tensors(
             table(f"{name}.bias", n, size=0.1)
 
     hidden, biased = spec.hidden, spec.position != "rotary"
-    table("embed.tokens.weight", spec.vocab, hidden)
+    table("embed.tokens", spec.vocab, hidden)
     if spec.position in ("absolute", "relative"):
         table("embed.positions", spec.position_offset + spec.positions, hidden, size=0.3)
     if spec.token_types:
@@ -99,6 +111,8 @@ def random_tensors(
         dense(name + "down", hidden, spec.inner, bias=biased)
     if spec.final_norm:
         norm("final_norm", hidden)
+    if spec.pool_norm:
+        norm("pool_norm", hidden)
     inputs = hidden
     widths = head_widths(spec) if widths is None else widths
     for j, width in enumerate(widths):
