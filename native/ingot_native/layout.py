@@ -99,10 +99,10 @@ def _whole(name: str, value: object, low: int, high: int) -> None:
         raise PackError(f"spec.{name} must be a whole number, {low} to {high}; got {value!r}.")
 
 
-def _number(name: str, value: object, *, above: float) -> None:
+def _number(name: str, value: object, *, above: float, below: float = 1e30) -> None:
     ok = isinstance(value, int | float) and not isinstance(value, bool)
-    if not ok or not math.isfinite(float(value)) or float(value) < above:  # type: ignore[arg-type]  # checked by ok
-        raise PackError(f"spec.{name} must be a finite number, at least {above}; got {value!r}.")
+    if not ok or not above <= value <= below:  # type: ignore[operator]  # checked by ok
+        raise PackError(f"spec.{name} must be a number, {above} to {below}; got {value!r}.")
 
 
 def _list(name: str, value: object, lengths: Collection[int]) -> tuple[object, ...]:
@@ -213,7 +213,7 @@ def head_layers_of(
 
 
 def tables_of(spec: TransformerSpec, present: Collection[str]) -> dict[str, tuple[int, int]]:
-    """Shapes of the float tables beside the tokens; a relative network may have a position table."""
+    """Shapes of the float tables; a relative network may have one of positions too."""
     tables = {}
     if spec.position == "absolute" or "embed.positions" in present:
         tables["embed.positions"] = (spec.position_offset + spec.positions, spec.hidden)

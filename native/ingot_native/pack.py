@@ -24,12 +24,12 @@ from ingot_native.spec import TransformerSpec
 Array = NDArray[Any]  # float of any width, or int8
 
 ALIGNMENT = 64
-# A layer with few outputs is a classifier: its answer is read as it is, and in float it costs next to nothing.
+# A layer with few outputs is a classifier: its answer is read as it is, and float costs little.
 FLOAT_HEAD_OUTPUTS = 64
 
 
 def aligned(values: Array) -> Array:
-    """Return a C-contiguous copy that begins at a multiple of 64 bytes; the same array if it does."""
+    """Return the array if it is contiguous and begins at a multiple of 64 bytes, else a copy."""
     values = np.ascontiguousarray(values)
     if values.ctypes.data % ALIGNMENT == 0:
         return values
@@ -54,7 +54,8 @@ class _Source:
         values = np.asarray(self.tensors[name])
         if values.dtype.kind != "f" or values.shape != shape:
             raise PackError(
-                f"Tensor {name!r} must be float {list(shape)}; got {values.dtype} {list(values.shape)}."
+                f"Tensor {name!r} must be float {list(shape)}; "
+                f"got {values.dtype} {list(values.shape)}."
             )
         with np.errstate(over="ignore"):
             single = values.astype(np.float32)
@@ -193,16 +194,16 @@ def pack(
 
     Args:
         spec: What it is made of.
-        tensors: Tensors by the names in `spec.py`. Integer weights with one scale per output keep their
-            codes; with more groups they are quantized again.
+        tensors: Tensors by the names in `spec.py`. Integer weights with one scale per output keep
+            their codes; with more groups they are quantized again.
         float_tokens: Keep the token table in float32.
 
     Returns:
         The packed transformer; its digest depends on the arguments alone.
 
     Raises:
-        PackError: A tensor is missing, unknown, of another shape, or holds NaN or infinity; or the spec
-            is none. The message names the tensor or the field.
+        PackError: A tensor is missing, unknown, of another shape, or holds NaN or infinity; or the
+            spec is none. The message names the tensor or the field.
     """
     check_spec(spec)
     names = _head_names(spec, tensors)

@@ -130,7 +130,7 @@ def mlp(spec: TransformerSpec, tensors: Tensors, name: str, x: Array) -> Array:
 def pool(spec: TransformerSpec, x: Array) -> Array:
     """Rows that leave the body: `(tokens or 1, hidden)`."""
     if spec.pool == "mean":
-        return x.mean(axis=0, keepdims=True)
+        return np.asarray(x.mean(axis=0, keepdims=True))
     return {"tokens": x, "first": x[:1], "last": x[-1:]}[spec.pool]
 
 
@@ -159,7 +159,7 @@ def head_linear(tensors: Tensors, name: str, x: Array) -> Array:
 
 
 def linear(tensors: Tensors, name: str, x: Array) -> Array:
-    """x w^T + bias with the rows of x and of w in eight bits."""
+    """X w^T + bias with the rows of x and of w in eight bits."""
     product: Array = rounded(x) @ fake_quantized(tensors, f"{name}.weight").T
     return product + tensors.get(f"{name}.bias", 0.0)
 
@@ -167,8 +167,8 @@ def linear(tensors: Tensors, name: str, x: Array) -> Array:
 def to_bf16(x: Array) -> Array:
     """The nearest numbers with eight bits of significand, ties to even."""
     bits = x.astype(np.float32).view(np.uint32)
-    bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
-    return bits.astype(np.uint32).view(np.float32).astype(np.float64)
+    upper = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
+    return upper.astype(np.uint32).view(np.float32).astype(np.float64)
 
 
 def rounded(x: Array) -> Array:
@@ -189,7 +189,7 @@ def fake_quantized(tensors: Tensors, name: str) -> Array:
     single = weight.astype(np.float32)
     scale = np.abs(single).max(axis=1, keepdims=True) / np.float32(127)
     scale[scale == 0] = 1
-    return np.rint(single / scale).astype(np.float64) * scale
+    return np.asarray(np.rint(single / scale).astype(np.float64) * scale)
 
 
 def norm(spec: TransformerSpec, tensors: Tensors, name: str, x: Array) -> Array:
@@ -206,11 +206,13 @@ def norm(spec: TransformerSpec, tensors: Tensors, name: str, x: Array) -> Array:
 def activate(name: str, x: Array) -> Array:
     """An activation by its name in the spec."""
     if name == "gelu":
-        return 0.5 * x * (1 + np.vectorize(math.erf, otypes=[float])(x * math.sqrt(0.5)))
-    if name == "gelu-tanh":
-        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    if name == "relu":
-        return np.maximum(x, 0)
-    if name == "silu":
-        return x / (1 + np.exp(-x))
-    return np.tanh(x) if name == "tanh" else x
+        x = 0.5 * x * (1 + np.vectorize(math.erf, otypes=[float])(x * math.sqrt(0.5)))
+    elif name == "gelu-tanh":
+        x = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    elif name == "relu":
+        x = np.maximum(x, 0)
+    elif name == "silu":
+        x = x / (1 + np.exp(-x))
+    elif name == "tanh":
+        x = np.tanh(x)
+    return x

@@ -1,4 +1,4 @@
-"""The engine against the reference, for every kind of transformer and every granted instruction set."""
+"""The engine against the reference: every kind of transformer, every granted instruction set."""
 
 import multiprocessing
 import os
@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from closeness import check_answer
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from tiny_models import BERT, KINDS, random_sequences, random_tensors
 
+from closeness import check_answer
 from ingot_native import Encoder, InputError, LibraryError, Packed, TransformerSpec, pack
+from tiny_models import BERT, KINDS, random_sequences, random_tensors
 
 SETS = ("scalar", "avx2", "avx512", "avx512-vnni", "avx512-vnni-bf16", "amx")
 # The claim of 10,000 cases is run with more than the default.
@@ -237,9 +237,8 @@ def test_calls_from_many_threads_and_two_encoders_give_the_answers_of_one(
     wrong: list[int] = []
 
     def call(encoder: Encoder, number: int) -> None:
-        for _ in range(20):
-            if not np.array_equal(encoder.encode(sequences), expected):
-                wrong.append(number)
+        answers = [encoder.encode(sequences) for _ in range(20)]
+        wrong.extend(number for answer in answers if not np.array_equal(answer, expected))
 
     with Encoder(packed, threads=2) as a, Encoder(packed, threads=2) as b:
         expected = a.encode(sequences)

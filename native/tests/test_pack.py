@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_models import BERT, KINDS, random_sequences, random_tensors
 
 from ingot_native import Encoder, Packed, PackError, pack
 from ingot_native.pack import quantize_rows
 from ingot_native.reference import forward
+from tiny_models import BERT, KINDS, random_sequences, random_tensors
 
 
 def test_weights_lie_in_tiles_of_sixteen_outputs_and_four_inputs() -> None:
@@ -83,9 +83,7 @@ def test_a_float_token_table_is_kept_when_asked_for(native: tuple[str, ...]) -> 
     rounded = tensors["embed.tokens"].copy()
     codes, scales = quantize_rows(rounded)
     sequences = random_sequences(BERT, [9, 30])
-    packed = pack(
-        BERT, tensors | {"embed.tokens": codes * scales[:, None]}, float_tokens=True
-    )
+    packed = pack(BERT, tensors | {"embed.tokens": codes * scales[:, None]}, float_tokens=True)
 
     with Encoder(packed) as floats, Encoder(pack(BERT, tensors)) as codes_only:
         assert packed.tensors["embed.tokens.weight"].dtype == np.float32
