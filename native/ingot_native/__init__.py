@@ -1,7 +1,8 @@
 """A CPU engine for transformer encoders in eight bits.
 
-`pack` turns weights into the form the kernels read, `write_packed` and `read_packed` keep it in a file, `Encoder`
-runs it. Importing loads numpy and nothing compiled; the library is loaded by the first `Encoder`.
+`pack` turns weights into the form the kernels read, `write_packed` and `read_packed` keep it in a
+file, `Encoder` runs it. Importing loads numpy and nothing compiled; the library is loaded by the
+first `Encoder`.
 """
 
 from ingot_native.encoder import Encoder

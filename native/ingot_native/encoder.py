@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ingot_native import library as lib
 from ingot_native.errors import InputError, LibraryError
 from ingot_native.file import read_packed
-from ingot_native.layout import ACTIVATIONS, NORMS, POOLS, POSITIONS, Packed
+from ingot_native.layout import ACTIVATIONS, NORMS, POOLS, POSITIONS, Packed, head_of
 from ingot_native.pack import aligned, check_packed
 
 Ids = Sequence[Any] | NDArray[Any]  # token ids of one sequence: any whole numbers
@@ -22,9 +22,9 @@ Ids = Sequence[Any] | NDArray[Any]  # token ids of one sequence: any whole numbe
 class Encoder:
     """A packed transformer, ready to run.
 
-    Sequences of a call are computed without padding; the answer for each has the same bits alone and in
-    company, and with any number of threads. Calls from several threads wait for one another. After a fork
-    the child may go on using it.
+    Sequences of a call are computed without padding; the answer for each has the same bits alone
+    and in company, and with any number of threads. Calls from several threads wait for one another.
+    After a fork the child may go on using it.
 
     Attributes:
         spec: What it is made of.
@@ -39,7 +39,8 @@ class Encoder:
         """Load the kernels and start the threads.
 
         Args:
-            packed: What `pack` returned, or a file that `write_packed` wrote; the file is mapped, not copied.
+            packed: What `pack` returned, or a file that `write_packed` wrote: it is mapped, not
+                copied.
             threads: 0 for one per granted core; never more than the affinity mask holds.
             isa: One of `granted_sets()`, or None for the fastest.
 
@@ -48,8 +49,8 @@ class Encoder:
             PackError: Tensors do not fit the spec.
             LibraryError: The library is missing, or refused: unknown instruction set, no memory.
         """
-        self._handle = ctypes.c_void_p()
         self._lock = threading.Lock()
+        self._handle = ctypes.c_void_p()
         if isinstance(packed, Packed):
             check_packed(packed)
         else:
@@ -92,15 +93,18 @@ class Encoder:
         """Compute the answer for every sequence.
 
         Args:
-            sequences: Token ids, one list or array per sequence; or with `mask`, padded ids `(n, length)`.
+            sequences: Token ids, one list or array per sequence; or with `mask`, padded ids
+                `(n, length)`.
             mask: `(n, length)`, 1 for a token, 0 for padding after the last token.
             types: Token types in the form of `sequences`; None for all 0.
 
         Returns:
-            `(n, width)`; if the pool is `tokens`, `(tokens, width)`, sequence after sequence without padding.
+            `(n, width)`; if the pool is `tokens`, `(tokens, width)`, sequence after sequence
+            without padding.
 
         Raises:
-            InputError: An id, a type or a length that the encoder does not have, or a mask with gaps.
+            InputError: An id, a type or a length that the encoder does not have, or a mask with
+                gaps.
             LibraryError: The encoder is closed.
         """
         if mask is not None:
@@ -127,7 +131,7 @@ class Encoder:
     ) -> None:
         text = ctypes.create_string_buffer(lib.ERROR_BYTES)
         with self._lock:
-            if not self._handle:
+            if self._handle.value is None:
                 raise LibraryError("The encoder must be open; it was closed. Make another.")
             code = lib.library().ingot_run(
                 self._handle,
@@ -146,11 +150,11 @@ class Encoder:
             raise InputError(message) if code == lib.BAD_INPUT else LibraryError(message)
 
     def close(self) -> None:
-        """Stop the threads and give back the memory; waits for a call in progress. May be called twice."""
+        """Stop the threads and give back the memory, after a call in progress; twice is once."""
         with self._lock:
             handle, self._handle = self._handle, ctypes.c_void_p()
             self._tensors = {}
-            if handle:
+            if handle.value is not None:
                 lib.library().ingot_free(handle)
 
     def __enter__(self) -> Self:
@@ -165,7 +169,7 @@ class Encoder:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_handle", None):
+        if hasattr(self, "_handle"):
             self.close()
 
 
@@ -176,8 +180,9 @@ def _spec_struct(packed: Packed) -> lib.Spec:
         for name, value in spec.to_json().items()
         if isinstance(value, int) and name in lib.Spec.__dict__
     }
-    n_head, layers = len(spec.head), spec.layers
-    head = (ctypes.c_int32 * n_head)(*(ACTIVATIONS.index(name) for name in spec.head))
+    activations, layers = head_of(spec), spec.layers
+    n_head = len(activations)
+    head = (ctypes.c_int32 * n_head)(*(ACTIVATIONS.index(name) for name in activations))
     facts |= {
         "struct_size": ctypes.sizeof(lib.Spec),
         "position": POSITIONS.index(spec.position),

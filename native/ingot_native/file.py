@@ -1,9 +1,9 @@
 """A packed transformer on disk: a safetensors file whose tensors lie at multiples of 64 bytes.
 
-Eight bytes, little-endian: length of the header. The header: JSON, padded with spaces so that the data begins at a
-multiple of 64. The data, without gaps, as that format wants it: what is needed to reach the next multiple is a tensor
-named `padding.{n}`. Reading maps the file and copies nothing; every size, place, type and name, and the spec, are
-checked before a tensor is made.
+Eight bytes, little-endian: length of the header. The header: JSON, padded with spaces so that the
+data begins at a multiple of 64. The data, without gaps, as that format wants it: what is needed to
+reach the next multiple is a tensor named `padding.{n}`. Reading maps the file and copies nothing;
+every size, place, type and name, and the spec, are checked before a tensor is made.
 """
 
 import contextlib
@@ -82,8 +82,7 @@ def _with_padding(tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 def _write(file: BinaryIO, header: bytes, tensors: dict[str, NDArray[Any]]) -> None:
     file.write(len(header).to_bytes(8, "little"))
     file.write(header)
-    for tensor in tensors.values():
-        file.write(np.ascontiguousarray(tensor).data)
+    file.writelines(np.ascontiguousarray(tensor).data for tensor in tensors.values())
 
 
 def _sync_folder(folder: Path) -> None:
@@ -108,7 +107,8 @@ def _metadata(packed: Packed) -> dict[str, str]:
 def read_packed(path: str | os.PathLike[str]) -> Packed:
     """Map a packed transformer.
 
-    The file must not be cut or changed while the result is in use: its pages are read when they are needed.
+    The file must not be cut or changed while the result is in use: its pages are read when they are
+    needed.
 
     Args:
         path: A file that `write_packed` wrote.

@@ -38,6 +38,7 @@ _RANGES: dict[str, tuple[int, int]] = {
     "positions": (1, _LONGEST),
     "token_types": (0, _WIDEST),
     "position_offset": (0, _LONGEST),
+    "padding_id": (-1, (1 << 28) - 1),
     "rotary_dim": (0, 4096),
     "head_norm": (-1, _MOST_HEAD_LAYERS - 1),
 }
@@ -98,10 +99,10 @@ def _whole(name: str, value: object, low: int, high: int) -> None:
         raise PackError(f"spec.{name} must be a whole number, {low} to {high}; got {value!r}.")
 
 
-def _number(name: str, value: object, *, above: float) -> None:
+def _number(name: str, value: object, *, above: float, below: float = 1e30) -> None:
     ok = isinstance(value, int | float) and not isinstance(value, bool)
-    if not ok or not math.isfinite(float(value)) or float(value) < above:  # type: ignore[arg-type]  # checked by ok
-        raise PackError(f"spec.{name} must be a finite number, at least {above}; got {value!r}.")
+    if not ok or not above <= value <= below:  # type: ignore[operator]  # checked by ok
+        raise PackError(f"spec.{name} must be a number, {above} to {below}; got {value!r}.")
 
 
 def _list(name: str, value: object, lengths: Collection[int]) -> tuple[object, ...]:
@@ -133,6 +134,11 @@ def check_spec(spec: TransformerSpec) -> None:
         _number(name, getattr(spec, name), above=0.0)
     if spec.heads % spec.kv_heads:
         raise PackError(f"spec.kv_heads must divide heads ({spec.heads}); got {spec.kv_heads}.")
+    if spec.padding_id >= 0 and not (spec.padding_id < spec.vocab and spec.position_offset):
+        raise PackError(
+            f"spec.padding_id must be below vocab ({spec.vocab}), and position_offset above 0; "
+            f"got {spec.padding_id} and {spec.position_offset}."
+        )
     _whole("heads * head_dim", spec.heads * spec.head_dim, 1, _WIDEST)
     _check_lists(spec)
 
@@ -148,13 +154,18 @@ def _check_lists(spec: TransformerSpec) -> None:
             f"spec.rotary_dim must be even and at most head_dim ({spec.head_dim}); "
             f"got {spec.rotary_dim}."
         )
-    head = _list("head", spec.head, range(_MOST_HEAD_LAYERS + 1))
+    head = _list("head", spec.head, range(_MOST_HEAD_LAYERS))
     for activation in head:
         if activation not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             raise PackError(f"spec.head must name activations ({known}); got {activation!r}.")
     if spec.head_norm >= len(head):
         raise PackError(f"spec.head_norm must be below {len(head)}; got {spec.head_norm}.")
+
+
+def head_of(spec: TransformerSpec) -> tuple[str, ...]:
+    """Activations of the dense layers after the pool; the vocabulary's scores are the last."""
+    return (*spec.head, "none") if spec.vocab_head else spec.head
 
 
 def has_attention_norm(spec: TransformerSpec, layer: int) -> bool:
@@ -172,6 +183,8 @@ def norms_of(spec: TransformerSpec, head_widths: tuple[int, ...]) -> Iterator[tu
         yield f"layers.{i}.mlp_norm", spec.hidden
     if spec.final_norm:
         yield "final_norm", spec.hidden
+    if spec.pool_norm:
+        yield "pool_norm", spec.hidden
     if spec.head_norm >= 0:
         yield "head.norm", head_widths[spec.head_norm]
 
@@ -200,7 +213,7 @@ def head_layers_of(
 
 
 def tables_of(spec: TransformerSpec, present: Collection[str]) -> dict[str, tuple[int, int]]:
-    """Shapes of the float tables beside the tokens; a relative network may have a position table."""
+    """Shapes of the float tables; a relative network may have one of positions too."""
     tables = {}
     if spec.position == "absolute" or "embed.positions" in present:
         tables["embed.positions"] = (spec.position_offset + spec.positions, spec.hidden)
@@ -237,8 +250,9 @@ def slots_of(
     Raises:
         PackError: `head_widths` does not fit the spec.
     """
-    if len(head_widths) != len(spec.head):
-        raise PackError(f"head_widths must have {len(spec.head)} entries; got {head_widths!r}.")
+    count = len(head_of(spec))
+    if len(head_widths) != count:
+        raise PackError(f"head_widths must have {count} entries; got {head_widths!r}.")
     for j, width in enumerate(head_widths):
         _whole("head_widths", width, 1, 1 << 24 if j + 1 == len(head_widths) else _WIDEST)
     slots = {name: Slot("F32", shape) for name, shape in tables_of(spec, present).items()}

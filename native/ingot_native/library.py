@@ -25,17 +25,40 @@ ABI = 1
 BAD_INPUT = 4  # INGOT_BAD_INPUT in ingot_native.h
 ERROR_BYTES = 512
 
-_SPEC_WHOLE = (
-    "layers hidden heads kv_heads head_dim inner vocab positions token_types position position_offset norm "
-    "norm_first first_attention_norm embedding_norm final_norm activation gated causal rotary_dim pool "
-    "head_norm normalize n_head"
-).split()
+_SPEC_WHOLE = [
+    "layers",
+    "hidden",
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "inner",
+    "vocab",
+    "positions",
+    "token_types",
+    "position",
+    "position_offset",
+    "padding_id",
+    "norm",
+    "norm_first",
+    "first_attention_norm",
+    "embedding_norm",
+    "final_norm",
+    "activation",
+    "gated",
+    "causal",
+    "rotary_dim",
+    "pool",
+    "pool_norm",
+    "head_norm",
+    "normalize",
+    "n_head",
+]
 
 
 class Spec(ctypes.Structure):
     """`ingot_spec` of ingot_native.h."""
 
-    _fields_: ClassVar[list[Any]] = [  # type: ignore[misc]  # ctypes asks for an instance attribute
+    _fields_: ClassVar[list[Any]] = [
         ("struct_size", c_uint32),
         *((name, c_int32) for name in _SPEC_WHOLE),
         ("head_activations", POINTER(c_int32)),
@@ -50,7 +73,7 @@ class Spec(ctypes.Structure):
 class Tensor(ctypes.Structure):
     """`ingot_tensor`."""
 
-    _fields_: ClassVar[list[Any]] = [  # type: ignore[misc]  # ctypes asks for an instance attribute
+    _fields_: ClassVar[list[Any]] = [
         ("name", c_char_p),
         ("data", c_void_p),
         ("size_bytes", c_uint64),
@@ -60,7 +83,7 @@ class Tensor(ctypes.Structure):
 class Config(ctypes.Structure):
     """`ingot_config`."""
 
-    _fields_: ClassVar[list[Any]] = [  # type: ignore[misc]  # ctypes asks for an instance attribute
+    _fields_: ClassVar[list[Any]] = [
         ("struct_size", c_uint32),
         ("threads", c_int32),
         ("isa", c_char_p),
@@ -122,12 +145,13 @@ def library() -> ctypes.CDLL:
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         raise LibraryError(
-            f"The compiled library must be at {path}; {error}. Install ingot-native for this platform, "
-            "or build native/ with cmake and point INGOT_NATIVE_LIBRARY to it."
+            f"The compiled library must be at {path}; {error}. Install ingot-native for this "
+            "platform, or build native/ with cmake and point INGOT_NATIVE_LIBRARY to it."
         ) from error
     if loaded.ingot_abi() != ABI:
         raise LibraryError(
-            f"The library must speak interface {ABI}; {path} speaks {loaded.ingot_abi()}. Build it again."
+            f"The library must speak interface {ABI}; {path} speaks {loaded.ingot_abi()}. "
+            "Build it again."
         )
     return loaded
 

@@ -24,12 +24,12 @@ from ingot_native.spec import TransformerSpec
 Array = NDArray[Any]  # float of any width, or int8
 
 ALIGNMENT = 64
-# A layer with few outputs is a classifier: its answer is read as it is, and in float it costs next to nothing.
+# A layer with few outputs is a classifier: its answer is read as it is, and float costs little.
 FLOAT_HEAD_OUTPUTS = 64
 
 
 def aligned(values: Array) -> Array:
-    """Return a C-contiguous copy that begins at a multiple of 64 bytes; the same array if it does."""
+    """Return the array if it is contiguous and begins at a multiple of 64 bytes, else a copy."""
     values = np.ascontiguousarray(values)
     if values.ctypes.data % ALIGNMENT == 0:
         return values
@@ -54,7 +54,8 @@ class _Source:
         values = np.asarray(self.tensors[name])
         if values.dtype.kind != "f" or values.shape != shape:
             raise PackError(
-                f"Tensor {name!r} must be float {list(shape)}; got {values.dtype} {list(values.shape)}."
+                f"Tensor {name!r} must be float {list(shape)}; "
+                f"got {values.dtype} {list(values.shape)}."
             )
         with np.errstate(over="ignore"):
             single = values.astype(np.float32)
@@ -71,18 +72,18 @@ class _Source:
 
     def rows8(self, name: str, outputs: int, inputs: int) -> tuple[NDArray[np.int8], Array]:
         """Codes `(outputs, inputs)` and scales `(outputs,)` of a weight."""
-        given = self.tensors.get(f"{name}.weight")
+        given = self.tensors.get(name)
         if given is None or np.asarray(given).dtype != np.int8:
-            return quantize_rows(self.floats(f"{name}.weight", (outputs, inputs)))
+            return quantize_rows(self.floats(name, (outputs, inputs)))
         codes = np.asarray(given)
-        self.fetched.add(f"{name}.weight")
+        self.fetched.add(name)
         if codes.shape != (outputs, inputs):
             raise PackError(
-                f"Tensor '{name}.weight' must be {[outputs, inputs]}; got {list(codes.shape)}."
+                f"Tensor {name!r} must be {[outputs, inputs]}; got {list(codes.shape)}."
             )
-        groups = np.asarray(self.tensors.get(f"{name}.weight_scale", np.zeros(0))).shape[-1:]
+        groups = np.asarray(self.tensors.get(f"{name}_scale", np.zeros(0))).shape[-1:]
         count = groups[0] if groups and groups[0] and inputs % groups[0] == 0 else 1
-        scales = self.floats(f"{name}.weight_scale", (outputs, count))
+        scales = self.floats(f"{name}_scale", (outputs, count))
         if count == 1:
             return codes, scales[:, 0]
         return quantize_rows(codes * np.repeat(scales, inputs // count, axis=1))
@@ -133,12 +134,20 @@ def _matrix(codes: NDArray[np.int8], scales: Array, bias: Array, name: str) -> d
     }
 
 
-def _head_widths(spec: TransformerSpec, tensors: Mapping[str, Array]) -> tuple[int, ...]:
+def _head_names(spec: TransformerSpec, tensors: Mapping[str, Array]) -> list[str]:
+    """Names of the weights of the head's layers; a language model may use its token table again."""
+    names = [f"head.{j}.weight" for j in range(len(spec.head))]
+    if spec.vocab_head:
+        names.append("lm_head.weight" if "lm_head.weight" in tensors else "embed.tokens")
+    return names
+
+
+def _head_widths(names: list[str], tensors: Mapping[str, Array]) -> tuple[int, ...]:
     widths = []
-    for j in range(len(spec.head)):
-        weight = tensors.get(f"head.{j}.weight")
+    for name in names:
+        weight = tensors.get(name)
         if weight is None or np.ndim(weight) != 2:
-            raise PackError(f"Tensor 'head.{j}.weight' must be there with shape [out, in].")
+            raise PackError(f"Tensor {name!r} must be there with shape [out, in].")
         widths.append(int(np.shape(weight)[0]))
     return tuple(widths)
 
@@ -146,7 +155,7 @@ def _head_widths(spec: TransformerSpec, tensors: Mapping[str, Array]) -> tuple[i
 def _tokens(spec: TransformerSpec, source: _Source, *, in_float: bool) -> dict[str, Array]:
     if in_float:
         shape = (spec.vocab, spec.hidden)
-        return {"embed.tokens.weight": source.floats("embed.tokens.weight", shape)}
+        return {"embed.tokens.weight": source.floats("embed.tokens", shape)}
     codes, scales = source.rows8("embed.tokens", spec.vocab, spec.hidden)
     return {"embed.tokens.codes": codes, "embed.tokens.scales": scales}
 
@@ -154,7 +163,7 @@ def _tokens(spec: TransformerSpec, source: _Source, *, in_float: bool) -> dict[s
 def _body(spec: TransformerSpec, source: _Source) -> dict[str, Array]:
     packed: dict[str, Array] = {}
     for name, parts, inputs in matrices_of(spec):
-        pieces = [source.rows8(part, outputs, inputs) for part, outputs in parts]
+        pieces = [source.rows8(f"{part}.weight", outputs, inputs) for part, outputs in parts]
         codes = np.concatenate([piece[0] for piece in pieces])
         scales = np.concatenate([piece[1] for piece in pieces])
         bias = np.concatenate([source.optional(f"{part}.bias", n) for part, n in parts])
@@ -162,16 +171,19 @@ def _body(spec: TransformerSpec, source: _Source) -> dict[str, Array]:
     return packed
 
 
-def _head(spec: TransformerSpec, widths: tuple[int, ...], source: _Source) -> dict[str, Array]:
+def _head(
+    spec: TransformerSpec, names: list[str], widths: tuple[int, ...], source: _Source
+) -> dict[str, Array]:
     packed: dict[str, Array] = {}
-    for name, outputs, inputs in head_layers_of(spec, widths):
-        bias = source.optional(f"{name}.bias", outputs)
-        is_integer = np.asarray(source.tensors[f"{name}.weight"]).dtype == np.int8
+    layers = head_layers_of(spec, widths)
+    for given, (name, outputs, inputs) in zip(names, layers, strict=True):
+        bias = source.optional(f"{given.removesuffix('.weight')}.bias", outputs)
+        is_integer = np.asarray(source.tensors[given]).dtype == np.int8
         if outputs <= FLOAT_HEAD_OUTPUTS and not is_integer:
-            weight = source.floats(f"{name}.weight", (outputs, inputs))
+            weight = source.floats(given, (outputs, inputs))
             packed |= {f"{name}.weight": weight, f"{name}.bias": bias}
         else:
-            packed |= _matrix(*source.rows8(name, outputs, inputs), bias, name)
+            packed |= _matrix(*source.rows8(given, outputs, inputs), bias, name)
     return packed
 
 
@@ -182,19 +194,20 @@ def pack(
 
     Args:
         spec: What it is made of.
-        tensors: Tensors by the names in `spec.py`. Integer weights with one scale per output keep their
-            codes; with more groups they are quantized again.
+        tensors: Tensors by the names in `spec.py`. Integer weights with one scale per output keep
+            their codes; with more groups they are quantized again.
         float_tokens: Keep the token table in float32.
 
     Returns:
         The packed transformer; its digest depends on the arguments alone.
 
     Raises:
-        PackError: A tensor is missing, unknown, of another shape, or holds NaN or infinity; or the spec
-            is none. The message names the tensor or the field.
+        PackError: A tensor is missing, unknown, of another shape, or holds NaN or infinity; or the
+            spec is none. The message names the tensor or the field.
     """
     check_spec(spec)
-    widths = _head_widths(spec, tensors)
+    names = _head_names(spec, tensors)
+    widths = _head_widths(names, tensors)
     source = _Source(tensors)
     packed = _tokens(spec, source, in_float=float_tokens)
     for name, shape in tables_of(spec, tensors).items():
@@ -203,7 +216,7 @@ def pack(
         packed[f"{name}.weight"] = source.floats(f"{name}.weight", (width,))
         if f"{name}.bias" in tensors:
             packed[f"{name}.bias"] = source.floats(f"{name}.bias", (width,))
-    packed |= _body(spec, source) | _head(spec, widths, source)
+    packed |= _body(spec, source) | _head(spec, names, widths, source)
     source.refuse_rest()
     whole = Packed(spec, widths, {name: aligned(values) for name, values in packed.items()})
     check_packed(whole)

@@ -4,6 +4,7 @@
 //   set               file                     flags                                                  macro
 //   scalar            kernels_scalar.cpp       (none; any machine)                                    (always)
 //   avx2              kernels_avx2.cpp         -mavx2 -mfma                                           INGOT_HAVE_AVX2
+//   avx2-vnni         kernels_avx2vnni.cpp     -mavx2 -mfma -mavxvnni (GCC 11 or later)               INGOT_HAVE_AVX2_VNNI
 //   avx512            kernels_avx512.cpp       -mavx512f -mavx512bw -mavx512vl -mavx512dq  (= A)      INGOT_HAVE_AVX512
 //   avx512-vnni       kernels_avx512vnni.cpp   A -mavx512vnni                              (= B)      INGOT_HAVE_AVX512_VNNI
 //   avx512-vnni-bf16  kernels_avx512bf16.cpp   B -mavx512bf16                              (= C)      INGOT_HAVE_AVX512_BF16
@@ -28,13 +29,13 @@
 
 namespace ingot {
 
-extern const Kernels kernels_scalar, kernels_avx2, kernels_avx512, kernels_avx512_vnni, kernels_avx512_bf16,
-    kernels_amx;
+extern const Kernels kernels_scalar, kernels_avx2, kernels_avx2_vnni, kernels_avx512, kernels_avx512_vnni,
+    kernels_avx512_bf16, kernels_amx;
 
 namespace {
 
 struct Granted {
-    bool avx2 = false, avx512 = false, vnni = false, bf16 = false, amx = false;
+    bool avx2 = false, avx2_vnni = false, avx512 = false, vnni = false, bf16 = false, amx = false;
 };
 
 #if defined(__x86_64__)
@@ -58,7 +59,10 @@ Granted ask_cpu() {
     cpu.avx2 = bit(b, 5);
     cpu.avx512 = cpu.avx2 && (saved & 0xe6u) == 0xe6u && bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);
     cpu.vnni = cpu.avx512 && bit(c, 11);
-    if (sub_leaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) cpu.bf16 = cpu.vnni && bit(a, 5);
+    if (sub_leaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) {
+        cpu.avx2_vnni = cpu.avx2 && bit(a, 4);
+        cpu.bf16 = cpu.vnni && bit(a, 5);
+    }
     cpu.amx = cpu.bf16 && (saved & 0x60000u) == 0x60000u && bit(amx_bits, 24) && bit(amx_bits, 25);
     return cpu;
 }
@@ -94,6 +98,11 @@ const Set sets[] = {
     {"avx2", &kernels_avx2, &Granted::avx2},
 #else
     {"avx2", nullptr, &Granted::avx2},
+#endif
+#if defined(INGOT_HAVE_AVX2_VNNI)
+    {"avx2-vnni", &kernels_avx2_vnni, &Granted::avx2_vnni},
+#else
+    {"avx2-vnni", nullptr, &Granted::avx2_vnni},
 #endif
 #if defined(INGOT_HAVE_AVX512)
     {"avx512", &kernels_avx512, &Granted::avx512},

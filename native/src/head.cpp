@@ -57,6 +57,10 @@ void Transformer::answer_rows(const float* x, int64_t first, int32_t rows, Scrat
     const Spec& spec = model_.spec;
     const int32_t width = spec.width();
     float* answer = out_ + first * width;
+    if (spec.pool_norm) {
+        normalize(model_.pool_norm, x, ld_x_, rows, spec.hidden, scratch.picked, ld_x_);
+        x = scratch.picked;
+    }
     const float* input = x;
     int64_t ld_input = ld_x_;
     for (size_t j = 0; j < model_.head.size(); ++j) {

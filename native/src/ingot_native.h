@@ -32,9 +32,9 @@ enum {
 typedef struct ingot_spec {
     uint32_t struct_size;
     int32_t layers, hidden, heads, kv_heads, head_dim, inner, vocab, positions, token_types;
-    int32_t position, position_offset, norm, norm_first, first_attention_norm, embedding_norm, final_norm;
-    int32_t activation, gated, causal, rotary_dim, pool, head_norm, normalize;
-    int32_t n_head;                  /* dense layers after the pool */
+    int32_t position, position_offset, padding_id, norm, norm_first, first_attention_norm, embedding_norm, final_norm;
+    int32_t activation, gated, causal, rotary_dim, pool, pool_norm, head_norm, normalize;
+    int32_t n_head;                  /* dense layers after the pool; the vocabulary's scores of a language model are the last */
     const int32_t* head_activations; /* [n_head] */
     const int32_t* head_widths;      /* [n_head] */
     const double* rotary_bases;      /* [layers], or null if position is not rotary */

@@ -66,7 +66,7 @@ struct Attention {
 };
 
 struct Kernels {
-    const char* name;      // "scalar", "avx2", "avx512", "avx512-vnni", "avx512-vnni-bf16", "amx"
+    const char* name;      // "scalar", "avx2", "avx2-vnni", "avx512", "avx512-vnni", "avx512-vnni-bf16", "amx"
     // Largest magnitude of the row / 127; ties to even.
     void (*quantize_rows)(const float* x, int64_t ld, int32_t rows, int32_t k, int32_t k_pad, Rows8 out);
     void (*linear)(const Linear& job);

@@ -20,41 +20,63 @@ void multiply(int32_t rows, Rows& part, int32_t* sums);
 // second-level cache go over a panel before the next panel is read.
 constexpr int32_t cached_bytes = 256 * 1024;
 
-template <Activation activation>
-void finish(const Linear& job, int32_t row, int32_t rows, int32_t column, int32_t columns, const int32_t* sums) {
+// One vector of one row, where every lane counts and where only the lanes of a mask do.
+template <Activation activation, class... OptionalMask>
+INGOT_INLINE void finish_vector(const Linear& job, int64_t row, int64_t column, F sums, F scale, F bias,
+                                OptionalMask... mask) {
+    F y = activate<activation>(fma(sums, scale, bias));
+    if (job.times) y = y * load(job.times + row * job.ld_times + column, mask...);
+    if (job.plus) y = y + load(job.plus + row * job.ld_plus + column, mask...);
+    store(job.out + row * job.ld_out + column, y, mask...);
+}
+
+template <Activation activation, int C>
+void finish(const Linear& job, int32_t row, int32_t rows, int32_t column, const int32_t* sums) {
+    constexpr int vectors = 16 * C / lanes;
     const Weights8& w = *job.weights;
-    const int32_t count = job.last - column < columns ? job.last - column : columns;
-    for (int32_t r = row; r < row + rows; ++r, sums += columns) {
-        const F scale = set(job.scales[r]);
-        for (int32_t c = 0; c < count; c += lanes) {
-            const Mask m = first_lanes(count - c);
-            const int32_t at = column + c;
-            F y = fma(to_float(load(sums + c)), scale * load(w.scales + at), load(w.bias + at));
-            y = activate<activation>(y);
-            if (job.times) y = y * load(job.times + r * job.ld_times + at, m);
-            if (job.plus) y = y + load(job.plus + r * job.ld_plus + at, m);
-            store(job.out + r * job.ld_out + at, y, m);
+    const Linear to = job;  // a copy that no store can change: its pointers stay in registers
+    F scales[vectors], bias[vectors];
+    each<vectors>(INGOT_EACH(i) {
+        scales[i] = load(w.scales + column + i * lanes);
+        bias[i] = load(w.bias + column + i * lanes);
+    });
+    const int32_t count = job.last - column;
+    for (int64_t r = row; r < row + rows; ++r, sums += 16 * C) {
+        const F scale = set(to.scales[r]);
+        if (count >= 16 * C) {
+            each<vectors>(INGOT_EACH(i) {
+                const F total = to_float(load(sums + i * lanes));
+                finish_vector<activation>(to, r, column + i * lanes, total, scale * scales[i], bias[i]);
+            });
+        } else {
+            each<vectors>(INGOT_EACH(i) {
+                const F total = to_float(load(sums + i * lanes));
+                finish_vector<activation>(to, r, column + i * lanes, total, scale * scales[i], bias[i],
+                                          first_lanes(count - i * lanes));
+            });
         }
     }
 }
 
-using Finish = void (*)(const Linear&, int32_t, int32_t, int32_t, int32_t, const int32_t*);
+using Finish = void (*)(const Linear&, int32_t, int32_t, int32_t, const int32_t*);
 
+template <int C>
 INGOT_INLINE Finish finish_of(Activation activation) {
     switch (activation) {
-        case Activation::gelu: return finish<Activation::gelu>;
-        case Activation::gelu_tanh: return finish<Activation::gelu_tanh>;
-        case Activation::relu: return finish<Activation::relu>;
-        case Activation::silu: return finish<Activation::silu>;
-        case Activation::tanh: return finish<Activation::tanh>;
+        case Activation::gelu: return finish<Activation::gelu, C>;
+        case Activation::gelu_tanh: return finish<Activation::gelu_tanh, C>;
+        case Activation::relu: return finish<Activation::relu, C>;
+        case Activation::silu: return finish<Activation::silu, C>;
+        case Activation::tanh: return finish<Activation::tanh, C>;
         case Activation::none: break;
     }
-    return finish<Activation::none>;
+    return finish<Activation::none, C>;
 }
 
 template <int C>
-INGOT_INLINE void over_panels(const Linear& job, Rows& part, int32_t row, int32_t rows, int32_t column, Finish done) {
+INGOT_INLINE void over_panels(const Linear& job, Rows& part, int32_t row, int32_t rows, int32_t column) {
     const Weights8& w = *job.weights;
+    const Finish done = finish_of<C>(job.activation);
     alignas(64) int32_t sums[rows_at_once * C * 16];
     part.codes = job.codes + static_cast<int64_t>(row) * w.k_pad;
     part.panels = w.codes + static_cast<int64_t>(column) * w.k_pad;
@@ -62,7 +84,7 @@ INGOT_INLINE void over_panels(const Linear& job, Rows& part, int32_t row, int32_
     for (int32_t blocks = (rows + rows_at_once - 1) / rows_at_once; blocks > 0; --blocks) {
         const int32_t here = (rows + blocks - 1) / blocks;
         multiply<C>(here, part, sums);
-        done(job, row, here, column, C * 16, sums);
+        done(job, row, here, column, sums);
         part.codes += here * part.k_pad;
         row += here;
         rows -= here;
@@ -71,15 +93,14 @@ INGOT_INLINE void over_panels(const Linear& job, Rows& part, int32_t row, int32_
 
 void linear(const Linear& job) {
     const Weights8& w = *job.weights;
-    const Finish done = finish_of(job.activation);
     Rows part = {nullptr, nullptr, nullptr, w.k_pad, 0};
     int32_t together = cached_bytes / w.k_pad;
     together = together < 4 * rows_at_once ? 4 * rows_at_once : together;
     for (int32_t row = 0; row < job.rows; row += together) {
         const int32_t rows = job.rows - row < together ? job.rows - row : together;
         int32_t column = job.first;
-        for (; column + 16 < job.last; column += 32) over_panels<2>(job, part, row, rows, column, done);
-        if (column < job.last) over_panels<1>(job, part, row, rows, column, done);
+        for (; column + 16 < job.last; column += 32) over_panels<2>(job, part, row, rows, column);
+        if (column < job.last) over_panels<1>(job, part, row, rows, column);
     }
 }
 

@@ -178,6 +178,7 @@ Model checked_model(const ingot_spec& facts, const ingot_tensor* given, uint64_t
     }
     model.embedding_norm = norm(tensors, "embed.norm", spec.hidden, spec.embedding_norm);
     model.final_norm = norm(tensors, "final_norm", spec.hidden, spec.final_norm);
+    model.pool_norm = norm(tensors, "pool_norm", spec.hidden, spec.pool_norm);
     if (spec.head_norm >= 0) {
         model.head_norm = norm(tensors, "head.norm", spec.head[size_t(spec.head_norm)].width, true);
     }

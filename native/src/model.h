@@ -40,7 +40,7 @@ struct Model {
     const float* positions = nullptr;  // [position_offset + positions][hidden], or null
     const float* types = nullptr;      // [token_types][hidden], or null
     const float* relative = nullptr;   // [heads][2 * positions - 1], or null
-    NormWeights embedding_norm, final_norm, head_norm;
+    NormWeights embedding_norm, final_norm, pool_norm, head_norm;
     std::vector<Block> blocks;
     std::vector<HeadWeights> head;
     std::vector<std::vector<float>> angles;  // owns what the blocks' cosine and sine point to

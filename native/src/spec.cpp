@@ -38,6 +38,9 @@ void check_sizes(const ingot_spec& facts) {
     between("position_offset", facts.position_offset, 0, kLongest);
     require(facts.heads % facts.kv_heads == 0, "spec.kv_heads must divide spec.heads.");
     between("heads * head_dim", int64_t(facts.heads) * facts.head_dim, 1, kWidest);
+    between("padding_id", facts.padding_id, -1, facts.vocab - 1);
+    require(facts.padding_id < 0 || facts.position_offset > 0,
+            "spec.position_offset must leave a row for padding_id; got 0.");
     between("position", facts.position, 0, 3);
     between("norm", facts.norm, 0, 1);
     between("activation", facts.activation, 0, 5);
@@ -82,6 +85,7 @@ Spec checked_spec(const ingot_spec& facts) {
     spec.vocab = facts.vocab, spec.positions = facts.positions, spec.token_types = facts.token_types;
     spec.position = Position(facts.position);
     spec.position_offset = facts.position_offset;
+    spec.padding_id = facts.padding_id;
     spec.norm = Norm(facts.norm);
     spec.norm_first = flag("norm_first", facts.norm_first);
     spec.first_attention_norm = flag("first_attention_norm", facts.first_attention_norm);
@@ -100,6 +104,7 @@ Spec checked_spec(const ingot_spec& facts) {
         spec.windows[size_t(i)] = facts.windows[i];
     }
     spec.pool = Pool(facts.pool);
+    spec.pool_norm = flag("pool_norm", facts.pool_norm);
     read_head(facts, spec);
     spec.head_norm = facts.head_norm;
     spec.normalize = flag("normalize", facts.normalize);

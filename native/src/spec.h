@@ -28,7 +28,7 @@ struct HeadLayer {
 struct Spec {
     int32_t layers, hidden, heads, kv_heads, head_dim, inner, vocab, positions, token_types;
     Position position;
-    int32_t position_offset;
+    int32_t position_offset, padding_id;
     Norm norm;
     bool norm_first, first_attention_norm, embedding_norm, final_norm;
     Activation activation;
@@ -38,6 +38,7 @@ struct Spec {
     std::vector<double> rotary_bases;  // [layers], empty unless rotary
     std::vector<int32_t> windows;      // [layers], 0: all
     Pool pool;
+    bool pool_norm;
     std::vector<HeadLayer> head;
     int32_t head_norm;
     bool normalize;

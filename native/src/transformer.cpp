@@ -157,10 +157,14 @@ void Transformer::linear(const Weights8& weights, const float* x, int64_t ld_x, 
 void Transformer::embed(int32_t row, int32_t rows) {
     const Spec& spec = model_.spec;
     const int32_t hidden = spec.hidden;
-    int32_t s = piece_.sequence_of(row);
+    int32_t s = piece_.sequence_of(row), skipped = 0;  // tokens of the sequence before this one that take no place
+    for (int32_t r = piece_.start(s); r < row; ++r) skipped += takes_no_place(r);
     for (int32_t r = row; r < row + rows; ++r) {
-        if (r == piece_.start(s) + piece_.length(s)) ++s;
+        if (r == piece_.start(s) + piece_.length(s)) ++s, skipped = 0;
         positions_[r] = r - piece_.start(s);
+        const bool is_placed = !takes_no_place(r);
+        const int64_t place = spec.position_offset + (is_placed ? positions_[r] - skipped : -1);
+        skipped += !is_placed;
         const int64_t id = batch_.ids[piece_.base() + r];
         float* x = x_ + r * ld_x_;
         if (model_.tokens.codes != nullptr) {
@@ -171,7 +175,7 @@ void Transformer::embed(int32_t row, int32_t rows) {
             std::copy_n(model_.tokens.weight + id * hidden, hidden, x);
         }
         if (model_.positions != nullptr) {
-            const float* position = model_.positions + int64_t(positions_[r] + spec.position_offset) * hidden;
+            const float* position = model_.positions + place * hidden;
             for (int32_t i = 0; i < hidden; ++i) x[i] += position[i];
         }
         if (model_.types != nullptr) {

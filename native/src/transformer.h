@@ -19,7 +19,7 @@ struct Scratch {
     float* normed;     // [kBlockRows][hidden]: input of a half of a pre-norm block
     float* inner;      // [kBlockRows][inner]
     float* gate;       // [kBlockRows][inner], null if not gated
-    float* picked;     // [kBlockRows][hidden]: rows that leave the body
+    float* picked;     // [kBlockRows][hidden]: rows that leave the body, then normed where the pool has a norm
     float* head[2];    // [kBlockRows][widest layer of the head but the last]
     void* attention;
 };
@@ -52,6 +52,7 @@ class Transformer {
 
     // transformer.cpp
     void embed(int32_t row, int32_t rows);
+    bool takes_no_place(int32_t row) const { return batch_.ids[piece_.base() + row] == model_.spec.padding_id; }
     void project(int32_t layer, int32_t row, int32_t rows, Scratch& scratch);
     void finish(int32_t layer, float* x, const float* context, int32_t rows, Scratch& scratch);
     void normalize(const NormWeights& norm, const float* x, int64_t ld_x, int32_t rows, int32_t n, float* y,

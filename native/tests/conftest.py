@@ -1,4 +1,4 @@
-"""Finds the package and its compiled library: installed, named by the environment, or built in native/build."""
+"""Finds the package and its library: installed, named by the environment, or in native/build."""
 
 import os
 import sys
@@ -23,6 +23,7 @@ def native() -> tuple[str, ...]:
     """Names of the granted instruction sets; skips when the library is not built."""
     if not library_path().exists():
         pytest.skip(
-            "the native library is not built: cmake -S native -B native/build && cmake --build native/build"
+            "the native library is not built: "
+            "cmake -S native -B native/build && cmake --build native/build"
         )
     return granted_sets()

@@ -27,7 +27,7 @@ struct RandomModel {
         spec.first_attention_norm = spec.embedding_norm = 1, spec.final_norm = shape.norm_first;
         spec.activation = 1, spec.gated = shape.gated, spec.causal = shape.causal;
         spec.rotary_dim = shape.position == 1 ? shape.head_dim / 2 * 2 : 0;
-        spec.pool = shape.pool, spec.head_norm = shape.head.empty() ? -1 : 0, spec.normalize = 1;
+        spec.padding_id = -1, spec.pool = shape.pool, spec.head_norm = shape.head.empty() ? -1 : 0, spec.normalize = 1;
         spec.n_head = int32_t(shape.head.size());
         head_activations.assign(shape.head.size(), 5);
         spec.head_activations = head_activations.data(), spec.head_widths = shape.head.data();

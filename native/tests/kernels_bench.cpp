@@ -130,7 +130,7 @@ int main(int argc, char** argv) {
                             {16, 384, 1536, Activation::gelu},  {1, 768, 3072, Activation::none},
                             {64, 768, 3072, Activation::none},  {64, 768, 3072, Activation::gelu},
                             {64, 3072, 768, Activation::none}};
-    for (const char* name : {"scalar", "avx2", "avx512", "avx512-vnni", "avx512-vnni-bf16", "amx"}) {
+    for (const char* name : {"scalar", "avx2", "avx2-vnni", "avx512", "avx512-vnni", "avx512-vnni-bf16", "amx"}) {
         const ingot::Kernels* set = ingot::kernels_of(name);
         if (set == nullptr || (only != "all" && only != name)) continue;
         for (const Shape& shape : shapes) time_linear(*set, shape, budget, limit);

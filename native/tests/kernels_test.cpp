@@ -320,7 +320,7 @@ int main(int argc, char** argv) {
     const int cases = argc > 1 ? std::atoi(argv[1]) : 100;
     const uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1;
     const Kernels& reference = *ingot::kernels_of("scalar");
-    for (const char* name : {"scalar", "avx2", "avx512", "avx512-vnni", "avx512-vnni-bf16", "amx"}) {
+    for (const char* name : {"scalar", "avx2", "avx2-vnni", "avx512", "avx512-vnni", "avx512-vnni-bf16", "amx"}) {
         const Kernels* set = ingot::kernels_of(name);
         std::printf("%s: %s\n", name, set ? "granted" : "not in this build or not granted by this machine");
         if (set) test_set(*set, reference, cases, seed);

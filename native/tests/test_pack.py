@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_models import BERT, KINDS, random_sequences, random_tensors
 
 from ingot_native import Encoder, Packed, PackError, pack
 from ingot_native.pack import quantize_rows
 from ingot_native.reference import forward
+from tiny_models import BERT, KINDS, random_sequences, random_tensors
 
 
 def test_weights_lie_in_tiles_of_sixteen_outputs_and_four_inputs() -> None:
@@ -45,10 +45,9 @@ def test_codes_are_rounded_to_even_with_the_largest_at_127() -> None:
 def test_integer_weights_keep_their_codes() -> None:
     tensors = random_tensors(BERT, 1)
     plain = pack(BERT, tensors)
-    for name in ("embed.tokens", "layers.0.q", "layers.1.up"):
-        codes, scales = quantize_rows(tensors[f"{name}.weight"])
-        tensors[f"{name}.weight"] = codes
-        tensors[f"{name}.weight_scale"] = scales[:, None]
+    for name in ("embed.tokens", "layers.0.q.weight", "layers.1.up.weight"):
+        codes, scales = quantize_rows(tensors[name])
+        tensors[name], tensors[f"{name}_scale"] = codes, scales[:, None]
 
     packed = pack(BERT, tensors)
 
@@ -81,12 +80,10 @@ def test_small_head_layers_stay_in_float() -> None:
 
 def test_a_float_token_table_is_kept_when_asked_for(native: tuple[str, ...]) -> None:
     tensors = random_tensors(BERT, 1)
-    rounded = tensors["embed.tokens.weight"].copy()
+    rounded = tensors["embed.tokens"].copy()
     codes, scales = quantize_rows(rounded)
     sequences = random_sequences(BERT, [9, 30])
-    packed = pack(
-        BERT, tensors | {"embed.tokens.weight": codes * scales[:, None]}, float_tokens=True
-    )
+    packed = pack(BERT, tensors | {"embed.tokens": codes * scales[:, None]}, float_tokens=True)
 
     with Encoder(packed) as floats, Encoder(pack(BERT, tensors)) as codes_only:
         assert packed.tensors["embed.tokens.weight"].dtype == np.float32

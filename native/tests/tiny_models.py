@@ -12,13 +12,14 @@ BERT = TransformerSpec(
     token_types=2, pool="mean", normalize=True,
 )  # fmt: skip
 MODERN = replace(
-    BERT, position="rotary", rotary_dim=16, rotary_bases=(10000.0, 100.0), windows=(0, 5), token_types=0,
-    norm_first=True, first_attention_norm=False, final_norm=True, gated=True, epsilon=1e-5,
+    BERT, position="rotary", rotary_dim=16, rotary_bases=(10000.0, 100.0), windows=(0, 5),
+    token_types=0, norm_first=True, first_attention_norm=False, final_norm=True, gated=True,
+    epsilon=1e-5,
 )  # fmt: skip
 LLAMA = replace(
-    BERT, heads=4, kv_heads=2, head_dim=12, position="rotary", rotary_dim=8, rotary_bases=(500.0, 500.0),
-    token_types=0, norm="rms", norm_first=True, embedding_norm=False, final_norm=True, gated=True,
-    activation="silu", causal=True, pool="last", epsilon=1e-6,
+    BERT, heads=4, kv_heads=2, head_dim=12, position="rotary", rotary_dim=8,
+    rotary_bases=(500.0, 500.0), token_types=0, norm="rms", norm_first=True, embedding_norm=False,
+    final_norm=True, gated=True, activation="silu", causal=True, pool="last", epsilon=1e-6,
 )  # fmt: skip
 
 KINDS: dict[str, TransformerSpec] = {
@@ -27,6 +28,16 @@ KINDS: dict[str, TransformerSpec] = {
     "roberta-classifier": replace(
         BERT, position_offset=2, token_types=0, pool="first", head=("tanh", "none"), normalize=False
     ),
+    "roberta-with-padding-inside": replace(
+        BERT, position_offset=2, padding_id=1, vocab=4, pool="tokens", normalize=False
+    ),
+    "language-model": replace(
+        BERT, vocab=90, pool="tokens", causal=True, vocab_head=True, normalize=False
+    ),
+    "masked-words-of-the-table": replace(
+        BERT, vocab=90, pool="tokens", head=("gelu",), head_norm=0, vocab_head=True, normalize=False
+    ),
+    "pooled-and-normed": replace(BERT, pool_norm=True, head=("tanh",)),
     "token-classifier": replace(BERT, pool="tokens", head=("none",), normalize=False),
     "masked-words": replace(
         BERT, pool="tokens", head=("gelu", "none"), head_norm=0, normalize=False, layers=1
@@ -50,13 +61,15 @@ KINDS: dict[str, TransformerSpec] = {
 
 def head_widths(spec: TransformerSpec) -> list[int]:
     """Outputs of the head's layers: the one before the last is wide enough to be packed."""
+    if spec.vocab_head:
+        return [spec.hidden] * len(spec.head)
     return [70, 5][-len(spec.head) :] if spec.head else []
 
 
-def random_tensors(
+def random_tensors(  # noqa: C901  # one line per tensor there may be
     spec: TransformerSpec, seed: int, widths: list[int] | None = None
 ) -> dict[str, np.ndarray]:
-    """Weights that keep the signal's size, with some larger outputs, biases and norms that are not 1."""
+    """Weights that keep the signal's size, biases, and norms that are not 1."""
     rng = np.random.default_rng(seed)
     tensors: dict[str, np.ndarray] = {}
 
@@ -75,7 +88,7 @@ def random_tensors(
             table(f"{name}.bias", n, size=0.1)
 
     hidden, biased = spec.hidden, spec.position != "rotary"
-    table("embed.tokens.weight", spec.vocab, hidden)
+    table("embed.tokens", spec.vocab, hidden)
     if spec.position in ("absolute", "relative"):
         table("embed.positions", spec.position_offset + spec.positions, hidden, size=0.3)
     if spec.token_types:
@@ -99,6 +112,8 @@ def random_tensors(
         dense(name + "down", hidden, spec.inner, bias=biased)
     if spec.final_norm:
         norm("final_norm", hidden)
+    if spec.pool_norm:
+        norm("pool_norm", hidden)
     inputs = hidden
     widths = head_widths(spec) if widths is None else widths
     for j, width in enumerate(widths):
