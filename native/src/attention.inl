@@ -65,19 +65,32 @@ size_t attention_scratch(int32_t keys, int32_t head_dim, int32_t) {
 }
 
 // Scales the scores of one row, and finds the largest.
-INGOT_INLINE F scale_row(const Attention& job, int32_t row, Span seen, int32_t base, float* scores) {
+INGOT_INLINE F scale_row(const Attention& job, int32_t row, Span seen, float* scores, int32_t base) {
     const F factor = set(job.scale * log2_e);
-    const int64_t zero = static_cast<int64_t>(job.relative_zero) - job.first_row - row;  // of the table, for key 0
+    // Of the table, where there is one, for key 0.
+    const int64_t zero = static_cast<int64_t>(job.relative_zero) - job.first_row - row;
     F most = set(unseen);
-    for (int32_t j = down(seen.from, lanes); j < seen.to; j += lanes) {
-        const bool whole = j >= seen.from && j + lanes <= seen.to;
-        const Mask m = whole ? first_lanes(lanes) : lanes_between(seen.from - j, seen.to - j);
+    int32_t j = down(seen.from, lanes);
+    const auto whole = [&] {
+        for (; j + lanes <= seen.to; j += lanes) {
+            F score = load(scores + j - base) * factor;
+            if (job.relative) score = fma(load(job.relative + (zero + j)), set(log2_e), score);
+            most = maximum(most, score);
+            store(scores + j - base, score);
+        }
+    };
+    const auto part = [&] {
+        const Mask m = lanes_between(seen.from - j, seen.to - j);
         F score = load(scores + j - base) * factor;
         if (job.relative) score = fma(load(job.relative + (zero + j), m), set(log2_e), score);
-        if (!whole) score = keep_or(score, m, set(unseen));
+        score = keep_or(score, m, set(unseen));
         most = maximum(most, score);
         store(scores + j - base, score);
-    }
+        j += lanes;
+    };
+    if (j < seen.from) part();
+    whole();
+    if (j < seen.to) part();
     return most;
 }
 
@@ -104,7 +117,7 @@ INGOT_APART void softmax(const Attention& job, const Packed& at, int32_t row, Sp
     float top[R];
     for (int32_t r = 0; r < R; ++r) {
         seen[r] = seen_by(job, row + r);
-        most[r] = scale_row(job, row + r, seen[r], at.base, at.scores + r * at.ld_scores);
+        most[r] = scale_row(job, row + r, seen[r], at.scores + r * at.ld_scores, at.base);
     }
     each<R>(INGOT_EACH(r) { top[r] = highest(most[r]); });
     for (int32_t r = 0; r < R; ++r) {
