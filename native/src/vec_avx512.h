@@ -13,9 +13,7 @@ using F = __m512;
 using I = __m512i;
 using Mask = __mmask16;
 constexpr int lanes = 16;
-constexpr int row_block = 8;   // rows of attention computed together,
-constexpr int key_blocks = 2;  // times vectors of keys: sixteen sums, two loads for eight of their uses
-constexpr int dim_blocks = 2;
+constexpr int row_block = 8;  // rows of attention together, by two vectors: sixteen sums, two loads for eight uses
 
 // The first n lanes; none below 1, all from sixteen on.
 INGOT_INLINE Mask first_lanes(int n) { return static_cast<Mask>(n >= 16 ? 0xffffu : n <= 0 ? 0u : (1u << n) - 1u); }
