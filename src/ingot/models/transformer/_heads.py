@@ -10,6 +10,7 @@ from ingot.models.transformer._probes import MOVES, SCALES, Probes, Values, clos
 from ingot.models.transformer.refusal import NotRecognized
 
 _NEAR = 2e-4
+_BESIDE = 4  # neighbours that are looked at: thousands of random numbers lie close
 _FAR = 2e-3  # float32 angles of far positions are exact to 1e-4
 
 
@@ -62,7 +63,7 @@ class HeadReader:
             )
         label, base = f"{where}: {probes.label(name)}", probes.tokens(dense.output)
         values = mapped(lambda v, b: _by_head(v, b, turned=turned), probes[name], base)
-        columns, scale = _columns(values[0], base[0], label)
+        columns, scale = _columns(values, base, label)
         plain = mapped(lambda b: scale * b[..., columns].transpose(0, 2, 1, 3), base)
         found = Heads(dense, columns, scale)
         if not all(close(v, p) for v, p in zip(values, plain, strict=True)):
@@ -100,23 +101,31 @@ def _by_head(value: Array, base: Array, *, turned: bool) -> Array:
     return swapped.reshape(batch, -1, length, swapped.shape[-1])
 
 
-def _columns(value: Array, base: Array, where: str) -> tuple[Array, float]:
+def _columns(values: Values, bases: Values, where: str) -> tuple[Array, float]:
     """Find each column of each head among the layer's outputs, up to one common factor.
 
-    At position 0 nothing is rotated, and the ratio of two sequences knows no factor.
+    At position 0 nothing is rotated. The ratio of two sequences knows no factor: nearly all columns
+    are found by it. Then all are, by their numbers in every sequence.
     """
-    given = (base[0, 0] / base[1, 0]).astype(np.float64)
-    wanted = (value[0, :, 0] / value[1, :, 0]).astype(np.float64)
-    order = np.argsort(given)
-    at = np.clip(np.searchsorted(given[order], wanted), 1, len(given) - 1)
-    below, above = order[at - 1], order[at]
-    nearer = np.abs(given[below] - wanted) < np.abs(given[above] - wanted)
-    columns = np.where(nearer, below, above)
-    scales = value[0, :, 0] / base[0, 0, columns]
-    scale = float(np.median(scales))
-    if not close(value[:, :, 0], (scale * base[:, 0, columns]).astype(np.float32)):
+    given = np.concatenate([base[:, 0] for base in bases]).astype(np.float64)
+    wanted = np.concatenate([value[:, :, 0] for value in values]).astype(np.float64)
+    rough = _nearest((given[0] / given[1])[None], (wanted[0] / wanted[1])[None])
+    scale = float(np.median(wanted[0] / given[0][rough]))
+    columns = _nearest(given, wanted / scale)
+    if not close(wanted, scale * given[:, columns]):
         raise NotRecognized(f"{where} is more than one layer's outputs, scaled and cut into heads")
     return columns, 1.0 if abs(scale - 1) < 1e-5 else scale
+
+
+def _nearest(given: Array, wanted: Array) -> Array:
+    """Return which column of `given` `(samples, columns)` is nearest to each of `wanted`."""
+    order = np.argsort(given[0])
+    at = np.searchsorted(given[0][order], wanted[0])
+    beside = np.clip(at[..., None] + np.arange(-_BESIDE, _BESIDE), 0, len(order) - 1)
+    candidates = order[beside]
+    gaps = np.abs(given[:, candidates] - wanted[..., None]).sum(axis=0)
+    found: Array = np.take_along_axis(candidates, gaps.argmin(-1)[..., None], -1)[..., 0]
+    return found
 
 
 def _rotation(values: Values, plain: Values, where: str) -> tuple[int, float]:

@@ -41,6 +41,8 @@ class Operators:
             return [erf(np.asarray(inputs[0]))]
         if node.op_type == "GatherND" and not any(a.i for a in node.attribute):
             return [_gather_nd(np.asarray(inputs[0]), np.asarray(inputs[1]))]
+        if node.op_type == "GatherElements" and not node.domain:
+            return [_gather_elements(node, np.asarray(inputs[0]), np.asarray(inputs[1]))]
         if node.op_type == "DequantizeLinear" and not node.domain:
             return [_dequantize(node, *inputs)]
         from onnx.reference import ReferenceEvaluator
@@ -75,6 +77,16 @@ class Operators:
 
 def _gather_nd(data: Array, indices: Array) -> Array:
     found: Array = data[tuple(np.moveaxis(indices, -1, 0))]
+    return found
+
+
+def _gather_elements(node: onnx.NodeProto, data: Array, indices: Array) -> Array:
+    """Pick along an axis; the reference knows at most 64 rows."""
+    axis = next((int(a.i) for a in node.attribute if a.name == "axis"), 0) % data.ndim
+    kept = tuple(
+        slice(None) if at == axis else slice(size) for at, size in enumerate(indices.shape)
+    )
+    found: Array = np.take_along_axis(data[kept], indices, axis)
     return found
 
 
