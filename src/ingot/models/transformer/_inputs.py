@@ -59,11 +59,11 @@ def find_roles(graph: Graph) -> Roles:
     picking = sorted((name for name in rows if rows[name]), key=lambda n: -rows[n])
     if not picking:
         raise NotRecognized(_no_tokens(graph))
+    for name in rows:
+        _check_shape(graph, name)
     others = [name for name in rows if not rows[name]]
     for name in (*picking[2:], *others[1:]):
         raise NotRecognized(f"input {name!r} is neither token ids, their mask nor their types")
-    for name in rows:
-        _check_shape(graph, name)
     dims = [graph.inputs[name].dims for name in rows]
     batch, length = (next((d[axis] for d in dims if d[axis]), None) for axis in (0, 1))
     if batch is not None and batch < 2:

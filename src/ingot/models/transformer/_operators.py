@@ -12,7 +12,7 @@ from ingot.data.data import Array
 from ingot.models.transformer.refusal import NotRecognized
 
 # What numpy and the reference raise for sizes and types that do not fit, or an unknown operator.
-_FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _erf = np.frompyfunc(math.erf, 1, 1)
 
 
@@ -55,7 +55,7 @@ class Operators:
                 self._ready[key] = ReferenceEvaluator(self._model(node, inputs))
             with np.errstate(all="ignore"):  # masks hold infinities on purpose
                 found = self._ready[key].run(None, given)
-        except _FAILURES as error:
+        except FAILURES as error:
             raise NotRecognized(f"{label} cannot be computed beside the graph: {error}") from error
         return [np.asarray(value) for value in found]
 

@@ -19,6 +19,7 @@ from ingot.models.transformer._graph import Graph
 from ingot.models.transformer._heads import HeadReader
 from ingot.models.transformer._inputs import Roles, find_roles
 from ingot.models.transformer._norms import Norm
+from ingot.models.transformer._operators import FAILURES
 from ingot.models.transformer._pieces import find_pieces
 from ingot.models.transformer._probes import Probes, Sizes
 from ingot.models.transformer._scores import ScoreReader
@@ -82,7 +83,15 @@ def recognize(
     Raises:
         NotRecognized: It is no transformer of a known kind; the message names the first misfit.
     """
-    graph = Graph(proto, read)
+    try:
+        return _recognize(Graph(proto, read), longest)
+    except NotRecognized:
+        raise
+    except FAILURES as error:  # sizes that do not fit one another, of a graph that is something else
+        raise NotRecognized(f"what it computes does not fit a transformer ({error})") from error
+
+
+def _recognize(graph: Graph, longest: int) -> Recognized:
     if len(graph.outputs) != 1:
         names = ", ".join(repr(name) for name in graph.names)
         raise NotRecognized(f"it gives {len(graph.outputs)} outputs, {names}, where one is known")
@@ -105,9 +114,9 @@ def _probe(graph: Graph, roles: Roles, longest: int) -> tuple[Probes, Embedding]
     """Start traces, the longer the better; short tables of positions allow only short ones."""
     pieces = find_pieces(graph)
     batch, length = roles.fixed
-    lengths = (length,) if length else _LENGTHS
+    lengths = (length,) if length else [min(long, longest) for long in _LENGTHS]
     for at, long in enumerate(lengths):
-        short = length or _SHORT
+        short = length or min(_SHORT, longest)
         sizes = [Sizes(batch or 2, short, short), Sizes(batch or 3, long, long)]
         if roles.mask is not None:
             sizes.append(Sizes(batch or 2, long, max(1, long - 3)))
