@@ -2,12 +2,13 @@
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 NATIVE = Path(__file__).resolve().parents[1]
-if str(NATIVE) not in sys.path:
+if find_spec("ingot_native") is None:
     sys.path.insert(0, str(NATIVE))
 
 from ingot_native import granted_sets  # noqa: E402  # the path above comes first

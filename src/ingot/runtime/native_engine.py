@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ingot.core.errors import EngineError, IngotError
+from ingot.core.errors import EngineError, ModelError
 from ingot.core.extras import is_installed, need
 from ingot.data.data import Array
 from ingot.models.model import Model
@@ -19,8 +19,6 @@ from ingot.runtime.engine import Availability, EngineConfig, ExecutedNode, Preci
 
 if TYPE_CHECKING:
     from ingot_native import Encoder, Packed
-
-    from ingot.models.transformer.recognize import Inputs
 
 PACKED_FILE, INPUTS_FILE = "packed.safetensors", "inputs.json"
 
@@ -55,11 +53,11 @@ class NativeEngine:
 
         The products with weights are integers; what is left is computed in fp32.
         """
-        if not _has_integers(model):
-            return ()
         try:
+            if not _has_integers(model):
+                return ()
             _recognized(model)
-        except IngotError:
+        except (EngineError, ModelError):
             return ()
         return ("fp32",)
 
@@ -67,7 +65,7 @@ class NativeEngine:
         """Take the graph apart, pack its weights and start the threads.
 
         Raises:
-            EngineError: A bad configuration, or not an encoder in eight bits; says what did not fit.
+            EngineError: A bad configuration, or no encoder in eight bits; says what misfits.
         """
         check_config(self.name, config, ("fp32",))
         packed, inputs = _packed(model)
@@ -206,11 +204,10 @@ def _has_integers(model: Model) -> bool:
 def _recognized(model: Model) -> Any:  # models.transformer.recognize.Recognized
     from ingot.models.onnx_format import read_onnx
     from ingot.models.transformer.recognize import recognize
-    from ingot.models.transformer.refusal import NotRecognized
 
     try:
         found = recognize(read_onnx(model.onnx_path))
-    except NotRecognized as error:
+    except ModelError as error:  # not recognized, or not a graph that can be read here
         raise EngineError(str(error)) from error
     floats = [n for n, a in found.tensors.items() if _is_matrix(n, a) and a.dtype.kind == "f"]
     if floats:
