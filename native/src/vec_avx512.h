@@ -81,7 +81,8 @@ INGOT_INLINE void transpose(F t[16]) {
     }
     for (int i = 0; i < 4; ++i) {
         const F a = _mm512_shuffle_f32x4(u[i], u[i + 4], 0x88), b = _mm512_shuffle_f32x4(u[i], u[i + 4], 0xdd);
-        const F c = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0x88), d = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0xdd);
+        const F c = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0x88);
+        const F d = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0xdd);
         t[i] = _mm512_shuffle_f32x4(a, c, 0x88);
         t[i + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
         t[i + 8] = _mm512_shuffle_f32x4(a, c, 0xdd);
