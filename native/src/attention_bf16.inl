@@ -33,7 +33,8 @@ void pack_keys(const float* k, int64_t ld, int32_t count, int32_t dim, Cell* pan
         F block[lanes];
         each<lanes>(INGOT_EACH(i) {
             const float* key = k + i * ld + d;
-            block[i] = i < count ? _mm512_castsi512_ps(two_to_bf16(load(key, low), load(key + lanes, high))) : set(0.0f);
+            block[i] = set(0.0f);
+            if (i < count) block[i] = _mm512_castsi512_ps(two_to_bf16(load(key, low), load(key + lanes, high)));
         });
         transpose(block);
         float* to = reinterpret_cast<float*>(panel) + d / 2 * lanes;
@@ -54,11 +55,13 @@ void pack_values(const float* v, int64_t ld, int32_t count, int32_t dim, Cell* v
         for (int32_t d = 0; d < dim; d += lanes) {
             const Mask m = first_lanes(dim - d);
             const F next = j + 1 < count ? load(v + ld + d, m) : set(0.0f);
-            _mm512_storeu_si512(values + 2 * d, _mm512_permutexvar_epi16(interleave, two_to_bf16(load(v + d, m), next)));
+            const I two = two_to_bf16(load(v + d, m), next);
+            _mm512_storeu_si512(values + 2 * d, _mm512_permutexvar_epi16(interleave, two));
         }
 }
 
-INGOT_INLINE const Cell* queries(const float* q, int64_t ld, int32_t rows, int32_t dim, Cell* cells, int64_t& ld_cells) {
+INGOT_INLINE const Cell* queries(const float* q, int64_t ld, int32_t rows, int32_t dim, Cell* cells,
+                                 int64_t& ld_cells) {
     ld_cells = (dim + 2 * lanes - 1) / (2 * lanes) * (2 * lanes);
     for (int32_t r = 0; r < rows; ++r)
         for (int32_t d = 0; d < dim; d += 2 * lanes) {

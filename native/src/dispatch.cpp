@@ -1,14 +1,14 @@
 // Which instruction sets this build has and this machine grants.
 //
 // Each set is one file, compiled with its own flags, and counted in by a macro given to this file alone:
-//   set               file                     flags                                                  macro
-//   scalar            kernels_scalar.cpp       (none; any machine)                                    (always)
-//   avx2              kernels_avx2.cpp         -mavx2 -mfma                                           INGOT_HAVE_AVX2
-//   avx2-vnni         kernels_avx2vnni.cpp     -mavx2 -mfma -mavxvnni (GCC 11 or later)               INGOT_HAVE_AVX2_VNNI
-//   avx512            kernels_avx512.cpp       -mavx512f -mavx512bw -mavx512vl -mavx512dq  (= A)      INGOT_HAVE_AVX512
-//   avx512-vnni       kernels_avx512vnni.cpp   A -mavx512vnni                              (= B)      INGOT_HAVE_AVX512_VNNI
-//   avx512-vnni-bf16  kernels_avx512bf16.cpp   B -mavx512bf16                              (= C)      INGOT_HAVE_AVX512_BF16
-//   amx               kernels_amx.cpp          C -mamx-tile -mamx-int8                                INGOT_HAVE_AMX
+//   set              file                    flags                                             macro
+//   scalar           kernels_scalar.cpp      (none; any machine)                               (always)
+//   avx2             kernels_avx2.cpp        -mavx2 -mfma                                      INGOT_HAVE_AVX2
+//   avx2-vnni        kernels_avx2vnni.cpp    -mavx2 -mfma -mavxvnni (GCC 11 and later)         INGOT_HAVE_AVX2_VNNI
+//   avx512           kernels_avx512.cpp      -mavx512f -mavx512bw -mavx512vl -mavx512dq  (= A) INGOT_HAVE_AVX512
+//   avx512-vnni      kernels_avx512vnni.cpp  A -mavx512vnni                              (= B) INGOT_HAVE_AVX512_VNNI
+//   avx512-vnni-bf16 kernels_avx512bf16.cpp  B -mavx512bf16                              (= C) INGOT_HAVE_AVX512_BF16
+//   amx              kernels_amx.cpp         C -mamx-tile -mamx-int8                           INGOT_HAVE_AMX
 // All of them: -O3 -ffp-contract=off, never -ffast-math: a multiply and an add that the compiler may fuse in one
 // block shape and not in another would make a row's bits depend on the rows beside it.
 //

@@ -57,6 +57,8 @@ INGOT_INLINE float highest(F a) {
 INGOT_INLINE I zero_int() { return _mm512_setzero_si512(); }
 INGOT_INLINE I load(const int32_t* p) { return _mm512_loadu_si512(p); }
 INGOT_INLINE void store(int32_t* p, I x) { _mm512_storeu_si512(p, x); }
+// Keeps a vector in its register, where the compiler would rather load it again for each of its uses.
+INGOT_INLINE void stay(I& x) { __asm__("" : "+v"(x)); }
 INGOT_INLINE F to_float(I x) { return _mm512_cvtepi32_ps(x); }
 INGOT_INLINE I bits(F x) { return _mm512_castps_si512(x); }
 INGOT_INLINE I maximum(I a, I b) { return _mm512_max_epi32(a, b); }
@@ -79,7 +81,8 @@ INGOT_INLINE void transpose(F t[16]) {
     }
     for (int i = 0; i < 4; ++i) {
         const F a = _mm512_shuffle_f32x4(u[i], u[i + 4], 0x88), b = _mm512_shuffle_f32x4(u[i], u[i + 4], 0xdd);
-        const F c = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0x88), d = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0xdd);
+        const F c = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0x88);
+        const F d = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0xdd);
         t[i] = _mm512_shuffle_f32x4(a, c, 0x88);
         t[i + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
         t[i + 8] = _mm512_shuffle_f32x4(a, c, 0xdd);

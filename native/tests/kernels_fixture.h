@@ -61,7 +61,8 @@ inline int32_t round_up(int32_t value, int32_t step) { return (value + step - 1)
 class Packed {
 public:
     Packed(Random& random, int32_t n, int32_t k)
-        : n_pad_(round_up(n, 16)), k_pad_(round_up(k, 64)), codes_(size_of()), scales_(pad()), bias_(pad()), sums_(pad()) {
+        : n_pad_(round_up(n, 16)), k_pad_(round_up(k, 64)), codes_(size_of()), scales_(pad()), bias_(pad()),
+          sums_(pad()) {
         for (int32_t o = 0; o < n; ++o) {
             const size_t panel = static_cast<size_t>(o / 16) * static_cast<size_t>(k_pad_) * 16;
             for (int32_t i = 0; i < k; ++i) {
