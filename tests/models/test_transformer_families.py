@@ -46,7 +46,12 @@ def test_bert_with_a_mean_and_a_length_of_one():
     spec = found.spec
     assert (spec.layers, spec.hidden, spec.heads, spec.inner) == (2, 32, 4, 48)
     assert (spec.vocab, spec.positions, spec.token_types) == (60, 40, 2)
-    assert (spec.pool, spec.normalize, spec.activation, spec.epsilon) == ("mean", True, "gelu", 1e-12)
+    assert (spec.pool, spec.normalize, spec.activation, spec.epsilon) == (
+        "mean",
+        True,
+        "gelu",
+        1e-12,
+    )
     assert (found.inputs.ids, found.inputs.mask, found.inputs.types) == (
         "input_ids",
         "attention_mask",
@@ -100,7 +105,11 @@ def test_distilbert():
 
     found = recognize(proto)
 
-    assert (found.spec.pool, found.spec.head, found.spec.token_types) == ("first", ("relu", "none"), 0)
+    assert (found.spec.pool, found.spec.head, found.spec.token_types) == (
+        "first",
+        ("relu", "none"),
+        0,
+    )
     assert gap(found, proto) < CLOSE
 
 
@@ -135,7 +144,11 @@ def test_nomicbert():
 
     found = recognize(proto, longest=64)
 
-    assert (found.spec.position, found.spec.gated, found.spec.activation) == ("rotary", True, "silu")
+    assert (found.spec.position, found.spec.gated, found.spec.activation) == (
+        "rotary",
+        True,
+        "silu",
+    )
     assert (found.spec.norm_first, found.spec.token_types) == (False, 2)
     assert gap(found, proto) < CLOSE
 

@@ -8,6 +8,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from ingot.data.data import Array
+from ingot.models.transformer._fused import written_out
 from ingot.models.transformer._operators import Operators
 from ingot.models.transformer.refusal import NotRecognized
 
@@ -80,10 +81,11 @@ class Graph:
         self.operators = Operators(proto.opset_import)
         self.inputs = {v.name: _input(v) for v in proto.graph.input if v.name not in self._weights}
         self.rounded = False
-        made = {o: n for n in proto.graph.node for o in n.output if o}
+        nodes = written_out(proto.graph.node)
+        made = {o: n for n in nodes for o in n.output if o}
         self._alias: dict[str, str] = {}
         self._types = {w.name: w.data_type for w in proto.graph.initializer}
-        kept = [n for n in proto.graph.node if not self._is_copy(n, made)]
+        kept = [n for n in nodes if not self._is_copy(n, made)]
         self.names = tuple(o.name for o in proto.graph.output)
         self.outputs = tuple(self._resolve(name) for name in self.names)
         self.nodes = self._live(kept)

@@ -10,6 +10,7 @@ from ingot.models.transformer._probes import MOVES, SCALES, Probes, Values, clos
 from ingot.models.transformer.refusal import NotRecognized
 
 _NEAR = 2e-4
+_TURNS = SCALES | {"RotaryEmbedding"}
 _BESIDE = 4  # neighbours that are looked at: thousands of random numbers lie close
 _FAR = 2e-3  # float32 angles of far positions are exact to 1e-4
 
@@ -69,7 +70,7 @@ class HeadReader:
         if not all(close(v, p) for v, p in zip(values, plain, strict=True)):
             found = Heads(dense, columns, scale, *_rotation(values, plain, label))
             self._check_far(name, found, turned=turned, label=label)
-        probes.explain(name, SCALES if found.rotary_dim or scale != 1 else MOVES, where)
+        probes.explain(name, _TURNS if found.rotary_dim or scale != 1 else MOVES, where)
         return found
 
     def _check_far(self, name: str, heads: Heads, *, turned: bool, label: str) -> None:

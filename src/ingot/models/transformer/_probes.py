@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ingot.data.data import Array
+from ingot.models.transformer._fused import REPEAT
 from ingot.models.transformer._graph import Graph, Node
 from ingot.models.transformer._inputs import Roles
 from ingot.models.transformer._pieces import Piece
@@ -23,7 +24,7 @@ _SPREAD = 3.0  # of the random numbers: curves that bend far from zero are told 
 
 MOVES = frozenset(
     ("Cast", "Concat", "Expand", "Flatten", "Gather", "Reshape", "Slice", "Split", "Squeeze")
-) | frozenset(("Tile", "Transpose", "Unsqueeze"))
+) | frozenset(("Tile", "Transpose", "Unsqueeze", REPEAT))
 SUMS = MOVES | {"Add", "Sum"}
 SCALES = MOVES | {"Add", "Div", "Mul", "Neg", "Sub"}
 

@@ -87,7 +87,9 @@ def recognize(
         return _recognize(Graph(proto, read), longest)
     except NotRecognized:
         raise
-    except FAILURES as error:  # sizes that do not fit one another, of a graph that is something else
+    except (
+        FAILURES
+    ) as error:  # sizes that do not fit one another, of a graph that is something else
         raise NotRecognized(f"what it computes does not fit a transformer ({error})") from error
 
 
