@@ -40,7 +40,7 @@ class HeadReader:
     def __init__(self, probes: Probes, positions: int) -> None:
         """Take the traces and the longest sequence."""
         self._probes, self._positions = probes, positions
-        self._checked: set[tuple[str, ...]] = set()
+        self._checked: set[tuple[object, ...]] = set()
 
     def read(self, name: str, group: list[Dense], *, turned: bool, where: str) -> Heads:
         """Read one side of a product.

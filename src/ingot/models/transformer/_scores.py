@@ -37,7 +37,7 @@ class ScoreReader:
     def __init__(self, probes: Probes, positions: int) -> None:
         """Take the traces and the longest sequence."""
         self._probes, self._positions = probes, positions
-        self._known: dict[tuple[str, ...], tuple[Array, Array | None]] = {}
+        self._known: dict[tuple[object, ...], tuple[Array, Array | None]] = {}
 
     def read(self, product: Product, softmax: Softmax, heads: int, where: str) -> Scores:
         """Read what is between a product and a softmax.
