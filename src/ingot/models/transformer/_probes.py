@@ -126,17 +126,19 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How many sequences a trace has, how long they are, and where the second ends."""
+    """How many sequences a trace has, how long they are, and where each ends."""
 
-    batch: int
     length: int
-    second: int
+    ends: tuple[int, ...]
+
+    @property
+    def batch(self) -> int:
+        """Sequences."""
+        return len(self.ends)
 
     def real(self) -> Array:
         """Return which tokens are no padding, `(batch, length)`."""
-        ends = np.full(self.batch, self.length)
-        ends[1] = self.second
-        found: Array = np.arange(self.length) < ends[:, None]
+        found: Array = np.arange(self.length) < np.array(self.ends)[:, None]
         return found
 
 

@@ -119,9 +119,9 @@ def _probe(graph: Graph, roles: Roles, longest: int) -> tuple[Probes, Embedding]
     lengths = (length,) if length else [min(long, longest) for long in _LENGTHS]
     for at, long in enumerate(lengths):
         short = length or min(_SHORT, longest)
-        sizes = [Sizes(batch or 2, short, short), Sizes(batch or 3, long, long)]
+        sizes = [Sizes(short, (short,) * (batch or 2)), Sizes(long, (long,) * (batch or 3))]
         if roles.mask is not None:
-            sizes.append(Sizes(batch or 2, long, max(1, long - 3)))
+            sizes.append(Sizes(long, _ends(batch or 4, long)))
         probes = Probes(graph, pieces, roles, sizes)
         try:
             return probes, read_embedding(probes, longest)
@@ -129,6 +129,12 @@ def _probe(graph: Graph, roles: Roles, longest: int) -> tuple[Probes, Embedding]
             if at == len(lengths) - 1:
                 raise
     raise AssertionError("the last length either fits or raises")
+
+
+def _ends(batch: int, length: int) -> tuple[int, ...]:
+    """Return where the rows of a padded batch end: each elsewhere, so that none uses another's."""
+    spread = (max(1, length - 2), 1, length, max(1, length // 2))
+    return tuple(spread[row] if row < 4 else max(1, length - row) for row in range(batch))
 
 
 def _assemble(
