@@ -5,7 +5,6 @@ random numbers of its own, and what lies between them is computed and compared w
 transformer would compute there. No name of a model, node or tensor is looked at.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import onnx
 
 from ingot.data.data import Array
+from ingot.models.external import ExternalData
 from ingot.models.transformer._blocks import Block, BlockReader
 from ingot.models.transformer._embedding import Embedding, read_embedding
 from ingot.models.transformer._graph import Graph
@@ -38,7 +38,8 @@ class Inputs:
 
     Attributes:
         ids: Token ids, `(batch, sequence)`.
-        mask: 1 for a token, 0 for padding; None if every token counts.
+        mask: 1 for a token, 0 for padding behind the tokens; None if every token counts. What the
+            network makes of padding before or between tokens is not looked at.
         types: Token types; None if there are none to give.
         output: The answer.
     """
@@ -69,14 +70,14 @@ class Recognized:
 def recognize(
     proto: onnx.ModelProto,
     *,
-    read: Callable[[onnx.TensorProto], Array] | None = None,
+    files: ExternalData | None = None,
     longest: int = LONGEST,
 ) -> Recognized:
     """Take a graph apart.
 
     Args:
         proto: A checked graph; not changed.
-        read: Gives the value of a weight; needed if weights lie outside the graph.
+        files: Its large weights, if they are on disk.
         longest: Tokens that a sequence may have; fewer where a table of positions ends earlier.
             Masks and angles are checked up to here, in memory that grows with its square.
 
@@ -84,7 +85,7 @@ def recognize(
         NotRecognized: It is no transformer of a known kind; the message names the first misfit.
     """
     try:
-        return _recognize(Graph(proto, read), longest)
+        return _recognize(Graph(proto, files), longest)
     except NotRecognized:
         raise
     except (
