@@ -231,6 +231,17 @@ def test_graphs_of_the_older_exporter_are_the_same_networks(module, longest, tmp
     assert gap(recognize(proto, longest=longest), proto) < CLOSE
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_the_last_token_of_a_decoder_is_an_embedding(tmp_path):
+    module = wrapped(transformers.GPT2Model(make("GPT2", GPT2)), pool="last", normalize=True)
+    proto = exported_by_tracing(module, tmp_path)
+
+    found = recognize(proto)
+
+    assert (found.spec.pool, found.spec.normalize, found.spec.causal) == ("last", True, True)
+    assert gap(found, proto) < CLOSE
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "task", "options", "fact"),
