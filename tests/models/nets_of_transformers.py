@@ -36,6 +36,9 @@ def wrapped(network, *, pool="tokens", normalize=False, types=False):
                 x = (x * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
             elif pool == "first":
                 x = x[:, 0]
+            elif pool == "last":
+                last = inputs["attention_mask"].sum(1) - 1
+                x = x.gather(1, last[:, None, None].expand(-1, 1, x.shape[2]))[:, 0]
             return torch.nn.functional.normalize(x, dim=-1) if normalize else x
 
     class WithTypes(Wrapped):

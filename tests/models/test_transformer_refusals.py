@@ -226,3 +226,14 @@ def test_the_graph_is_not_changed():
 
     assert proto.SerializeToString() == before
     assert isinstance(proto, onnx.ModelProto)
+
+
+def test_a_mask_that_is_taken_from_another_row_is_refused():
+    proto = tiny_transformer()
+    order = constant(proto, "backwards", np.array([-1], np.int64))
+    start = constant(proto, "start", np.array([-1], np.int64))
+    stop = constant(proto, "stop", np.array([np.iinfo(np.int64).min], np.int64))
+    axis = constant(proto, "rows", np.array([0], np.int64))
+    insert(proto, "attention_mask", "Slice", start, stop, axis, order)
+
+    assert "is not the scaled scores with a mask of padding" in reason(proto)

@@ -231,7 +231,8 @@ class BlockReader:
             np.array_equal(np.repeat(h.columns[::repeats], repeats, axis=0), h.columns)
             for h in (k, v)
         )
-        alike = (q.rotary_dim, q.base) == (k.rotary_dim, k.base) and not v.rotary_dim
+        alike = q.rotary_dim == k.rotary_dim and not v.rotary_dim
+        alike &= abs(q.base - k.base) <= 1e-4 * q.base  # each was found and checked by itself
         if not shared or not alike or v.scale != 1 or q.columns.shape != k.columns.shape:
             raise NotRecognized(f"{where}: queries, keys and values are not cut and rotated alike")
         used = {heads.dense.output for heads in (q, k, v)}

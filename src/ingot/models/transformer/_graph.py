@@ -1,13 +1,16 @@
 """An ONNX graph without its decoration: what is constant, what is a feature, who reads what."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from ingot.data.data import Array
+from ingot.models.external import ExternalData, is_external
+from ingot.models.transformer._fused import written_out
 from ingot.models.transformer._operators import Operators
 from ingot.models.transformer.refusal import NotRecognized
 
@@ -71,19 +74,18 @@ class Graph:
         rounded: Whether quantize/dequantize pairs of activations were left out.
     """
 
-    def __init__(
-        self, proto: onnx.ModelProto, read: Callable[[onnx.TensorProto], Array] | None = None
-    ) -> None:
-        self._read = read or numpy_helper.to_array
+    def __init__(self, proto: onnx.ModelProto, files: ExternalData | None = None) -> None:
+        self._files = files
         self._weights = {w.name: w for w in proto.graph.initializer}
         self._values: dict[str, Array] = {}
         self.operators = Operators(proto.opset_import)
         self.inputs = {v.name: _input(v) for v in proto.graph.input if v.name not in self._weights}
         self.rounded = False
-        made = {o: n for n in proto.graph.node for o in n.output if o}
+        nodes = written_out(proto.graph.node)
+        made = {o: n for n in nodes for o in n.output if o}
         self._alias: dict[str, str] = {}
         self._types = {w.name: w.data_type for w in proto.graph.initializer}
-        kept = [n for n in proto.graph.node if not self._is_copy(n, made)]
+        kept = [n for n in nodes if not self._is_copy(n, made)]
         self.names = tuple(o.name for o in proto.graph.output)
         self.outputs = tuple(self._resolve(name) for name in self.names)
         self.nodes = self._live(kept)
@@ -106,7 +108,7 @@ class Graph:
         """Return the value of a constant tensor."""
         if name not in self._values:
             if name in self._weights:
-                return self._read(self._weights[name])
+                return self._stored(self._weights[name])
             node = self.maker[name]
             inputs = [self.constant(i) if i else None for i in node.inputs]
             self._values |= zip(
@@ -115,6 +117,11 @@ class Graph:
                 strict=False,
             )
         return self._values[name]
+
+    def _stored(self, weight: onnx.TensorProto) -> Array:
+        if self._files is not None and is_external(weight):
+            return self._files.read(weight)
+        return np.asarray(numpy_helper.to_array(weight))
 
     def dims(self, name: str) -> tuple[int, ...]:
         """Return the sizes of a constant tensor; a stored one is not read for it."""

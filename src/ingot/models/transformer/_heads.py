@@ -9,7 +9,8 @@ from ingot.models.transformer._pieces import Dense
 from ingot.models.transformer._probes import MOVES, SCALES, Probes, Values, close, mapped
 from ingot.models.transformer.refusal import NotRecognized
 
-_NEAR = 2e-4
+_NEAR = 5e-5
+_TURNS = SCALES | {"RotaryEmbedding"}
 _BESIDE = 4  # neighbours that are looked at: thousands of random numbers lie close
 _FAR = 2e-3  # float32 angles of far positions are exact to 1e-4
 
@@ -39,7 +40,7 @@ class HeadReader:
     def __init__(self, probes: Probes, positions: int) -> None:
         """Take the traces and the longest sequence."""
         self._probes, self._positions = probes, positions
-        self._checked: set[tuple[str, ...]] = set()
+        self._checked: set[tuple[object, ...]] = set()
 
     def read(self, name: str, group: list[Dense], *, turned: bool, where: str) -> Heads:
         """Read one side of a product.
@@ -69,7 +70,7 @@ class HeadReader:
         if not all(close(v, p) for v, p in zip(values, plain, strict=True)):
             found = Heads(dense, columns, scale, *_rotation(values, plain, label))
             self._check_far(name, found, turned=turned, label=label)
-        probes.explain(name, SCALES if found.rotary_dim or scale != 1 else MOVES, where)
+        probes.explain(name, _TURNS if found.rotary_dim or scale != 1 else MOVES, where)
         return found
 
     def _check_far(self, name: str, heads: Heads, *, turned: bool, label: str) -> None:
@@ -136,25 +137,22 @@ def _rotation(values: Values, plain: Values, where: str) -> tuple[int, float]:
         before = plain[0][:, :, 1, :half] + 1j * plain[0][:, :, 1, half:rotary]
         after = values[0][:, :, 1, :half] + 1j * values[0][:, :, 1, half:rotary]
         steps = np.median(np.angle(after / before), axis=(0, 1))
-        base = _base(steps, rotary)
-        if all(close(v, rotate(p, rotary, base)) for v, p in zip(values, plain, strict=True)):
-            return rotary, base
+        for base in _bases(steps, rotary):
+            if all(close(v, rotate(p, rotary, base)) for v, p in zip(values, plain, strict=True)):
+                return rotary, base
     raise NotRecognized(
         f"{where} is neither plain nor rotated by angles position * base ** (-2 i / dim) in pairs "
         "(d, d + dim / 2)"
     )
 
 
-def _base(steps: Array, rotary: int) -> float:
-    """Return b of steps b ** (-2 i / rotary): the least rounded one that gives them."""
+def _bases(steps: Array, rotary: int) -> list[float]:
+    """Return b of steps b ** (-2 i / rotary): first with as few digits as fit, then with six."""
     if len(steps) < 2 or not 0 < steps[1] < 1:
-        return 10_000.0
+        return [10_000.0]
     rough = float(steps[1] ** (-rotary / 2))
-    for digits in (1, 2, 3, 4, 5):
-        rounded = float(f"{rough:.{digits - 1}e}")
-        if abs(rounded - rough) < _NEAR * rough:
-            return rounded
-    return float(f"{rough:.5e}")
+    rounded = (float(f"{rough:.{digits}e}") for digits in range(6))
+    return [*(r for r in rounded if abs(r - rough) < _NEAR * rough)]
 
 
 def rotate(x: Array, rotary: int, base: float) -> Array:

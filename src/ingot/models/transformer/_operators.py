@@ -9,6 +9,7 @@ import onnx
 from onnx import helper
 
 from ingot.data.data import Array
+from ingot.models.transformer._fused import DOMAIN, run_own
 from ingot.models.transformer.refusal import NotRecognized
 
 # What numpy and the reference raise for sizes and types that do not fit, or an unknown operator.
@@ -37,14 +38,9 @@ class Operators:
         Raises:
             NotRecognized: The reference cannot compute it.
         """
-        if node.op_type == "Erf" and not node.domain:
-            return [erf(np.asarray(inputs[0]))]
-        if node.op_type == "GatherND" and not any(a.i for a in node.attribute):
-            return [_gather_nd(np.asarray(inputs[0]), np.asarray(inputs[1]))]
-        if node.op_type == "GatherElements" and not node.domain:
-            return [_gather_elements(node, np.asarray(inputs[0]), np.asarray(inputs[1]))]
-        if node.op_type == "DequantizeLinear" and not node.domain:
-            return [_dequantize(node, *inputs)]
+        own = self._own(node, inputs)
+        if own is not None:
+            return [own]
         from onnx.reference import ReferenceEvaluator
 
         label = f"{node.op_type} (node {node.name or node.output[0]!r})"
@@ -58,6 +54,23 @@ class Operators:
         except FAILURES as error:
             raise NotRecognized(f"{label} cannot be computed beside the graph: {error}") from error
         return [np.asarray(value) for value in found]
+
+    def _own(self, node: onnx.NodeProto, inputs: Sequence[Array | None]) -> Array | None:
+        """Compute what the reference cannot, or only slowly; None for all else."""
+        given = [np.asarray(value) for value in inputs if value is not None]
+        if node.domain == DOMAIN:
+            return run_own(node, given)
+        if node.domain not in ("", "ai.onnx"):
+            return None
+        if node.op_type == "Erf":
+            return erf(given[0])
+        if node.op_type == "GatherND" and not any(a.i for a in node.attribute):
+            return _gather_nd(*given)
+        if node.op_type == "GatherElements":
+            return _gather_elements(node, *given)
+        if node.op_type == "DequantizeLinear":
+            return _dequantize(node, *given)
+        return None
 
     def _model(self, node: onnx.NodeProto, inputs: Sequence[Array | None]) -> onnx.ModelProto:
         copy = onnx.NodeProto()
@@ -91,11 +104,9 @@ def _gather_elements(node: onnx.NodeProto, data: Array, indices: Array) -> Array
 
 
 def _dequantize(
-    node: onnx.NodeProto, stored: Array | None, scale: Array | None, zero: Array | None = None
+    node: onnx.NodeProto, stored: Array, scale: Array, zero: Array | None = None
 ) -> Array:
     """Widen integers; the reference knows this operator only from opset 19 on."""
-    assert stored is not None
-    assert scale is not None
     options = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     axis, values = options.get("axis", 1), stored.astype(np.float32)
     points = np.zeros_like(scale) if zero is None else zero.astype(np.float32)

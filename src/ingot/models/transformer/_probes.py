@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ingot.data.data import Array
+from ingot.models.transformer._fused import REPEAT
 from ingot.models.transformer._graph import Graph, Node
 from ingot.models.transformer._inputs import Roles
 from ingot.models.transformer._pieces import Piece
@@ -19,11 +20,12 @@ from ingot.models.transformer.refusal import NotRecognized
 # Of the largest magnitude: float32 sums of a few terms stay below it, and GELU's two forms, which
 # differ by 5e-4, above it.
 TOLERANCE = 1e-5
+_FEW = 8
 _SPREAD = 3.0  # of the random numbers: curves that bend far from zero are told apart too
 
 MOVES = frozenset(
     ("Cast", "Concat", "Expand", "Flatten", "Gather", "Reshape", "Slice", "Split", "Squeeze")
-) | frozenset(("Tile", "Transpose", "Unsqueeze"))
+) | frozenset(("Tile", "Transpose", "Unsqueeze", REPEAT))
 SUMS = MOVES | {"Add", "Sum"}
 SCALES = MOVES | {"Add", "Div", "Mul", "Neg", "Sub"}
 
@@ -42,7 +44,7 @@ class Trace:
         feeds: Mapping[str, Array],
         *,
         seed: int = 0,
-        still: bool = False,
+        sizes_of: Callable[[str], tuple[int, ...] | None] | None = None,
     ) -> None:
         """Take the inputs.
 
@@ -51,9 +53,10 @@ class Trace:
             pieces: What answers random numbers; nothing is computed behind them.
             feeds: Values of inputs, and of any other tensor that is to be replaced.
             seed: Of the random numbers.
-            still: Pieces answer zeros that take no memory: for long sequences.
+            sizes_of: Knows the sizes of features, which are then not computed to be measured, and
+                pieces answer zeros that take no memory: for long sequences.
         """
-        self._graph, self._seed, self._still = graph, seed, still
+        self._graph, self._seed, self._sizes_of = graph, seed, sizes_of
         self._pieces = {piece.output: piece for piece in pieces}
         self._values = dict(feeds)
 
@@ -75,9 +78,18 @@ class Trace:
         piece = self._pieces.get(name)
         if piece is not None:
             return piece.inputs
+        if self._known_sizes(name) is not None:
+            return ()
         return tuple(
             n for n in self._graph.maker[name].inputs if n and not self._graph.is_constant(n)
         )
+
+    def _known_sizes(self, name: str) -> tuple[int, ...] | None:
+        """Return the sizes that a Shape node would measure, if they are known without."""
+        node = self._graph.maker[name]
+        if self._sizes_of is None or node.op != "Shape":
+            return None
+        return self._sizes_of(node.inputs[0])
 
     def _compute(self, name: str) -> None:
         if name in self._values:
@@ -89,8 +101,10 @@ class Trace:
         if piece is not None:
             self._values[name] = self._random(piece)
             return
-        node = self._graph.maker[name]
-        inputs = [self._get(n) if n else None for n in node.inputs]
+        node, sizes = self._graph.maker[name], self._known_sizes(name)
+        inputs = [self._get(n) if n else None for n in node.inputs if sizes is None]
+        if sizes is not None:
+            inputs = [np.broadcast_to(np.zeros((), np.float32), sizes)]
         made = self._graph.operators.run(node.proto, inputs)
         self._values |= zip([o for o in node.outputs if o], made, strict=False)
 
@@ -103,7 +117,7 @@ class Trace:
             shape = piece.shape(*shapes)
         except ValueError as error:
             raise NotRecognized(f"{piece.nodes[0].label} does not fit its inputs") from error
-        if self._still:
+        if self._sizes_of is not None:
             return np.broadcast_to(np.zeros((), np.float32), shape)
         rng = np.random.default_rng((self._seed, piece.nodes[-1].place))
         found: Array = rng.normal(0, _SPREAD, shape).astype(np.float32)
@@ -112,17 +126,19 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How many sequences a trace has, how long they are, and where the second ends."""
+    """How many sequences a trace has, how long they are, and where each ends."""
 
-    batch: int
     length: int
-    second: int
+    ends: tuple[int, ...]
+
+    @property
+    def batch(self) -> int:
+        """Sequences."""
+        return len(self.ends)
 
     def real(self) -> Array:
         """Return which tokens are no padding, `(batch, length)`."""
-        ends = np.full(self.batch, self.length)
-        ends[1] = self.second
-        found: Array = np.arange(self.length) < ends[:, None]
+        found: Array = np.arange(self.length) < np.array(self.ends)[:, None]
         return found
 
 
@@ -143,12 +159,42 @@ class Probes:
     def far(self, length: int, replaced: Mapping[str, Array]) -> Trace:
         """Return a trace of one sequence of the longest kind, in which some tensors are given."""
         feeds = self.roles.feeds(np.ones((1, length), bool), seed=0)
-        return Trace(self.graph, self.pieces, feeds | dict(replaced), still=True)
+        return Trace(
+            self.graph,
+            self.pieces,
+            feeds | dict(replaced),
+            sizes_of=lambda name: (
+                self._sizes(name, length) if self.graph.is_feature(name) else None
+            ),
+        )
 
-    def beside(self, name: str) -> tuple[str, ...]:
-        """Return what the nodes between the pieces and a tensor read that is no feature."""
-        region = self.region(name)
-        return tuple(i for n in region for i in n.inputs if not self.graph.is_feature(i))
+    def _sizes(self, name: str, length: int) -> tuple[int, ...] | None:
+        """Return the sizes of a tensor for one long sequence, if they follow batch and length."""
+        found = []
+        for dims in zip(*(value.shape for value in self[name]), strict=True):
+            for power in ((0, 0), (1, 0), (0, 1), (1, 1)):
+                units = [s.batch ** power[0] * s.length ** power[1] for s in self.sizes]
+                shares = {dim / unit for dim, unit in zip(dims, units, strict=True)}
+                if len(shares) == 1 and (share := shares.pop()).is_integer():
+                    found.append(int(share) * length ** power[1])
+                    break
+            else:
+                return None
+        return tuple(found)
+
+    def beside(self, name: str) -> tuple[object, ...]:
+        """Return what the nodes between the pieces and a tensor read that is no feature.
+
+        Sizes and factors count by their value, masks and angles by their name: two masks may be
+        equal on short sequences only.
+        """
+        found: list[object] = []
+        for node in self.region(name):
+            for read in (n for n in node.inputs if n and not self.graph.is_feature(n)):
+                values = self[read]
+                small = all(value.ndim < 2 and value.size <= _FEW for value in values)
+                found.append(tuple(v.tobytes() for v in values) if small else read)
+        return tuple(found)
 
     def __getitem__(self, name: str) -> Values:
         """Return a tensor in every trace."""

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ingot.data.data import Array
+from ingot.models.transformer._fused import MASK
 from ingot.models.transformer._pieces import Product, Softmax
 from ingot.models.transformer._probes import SCALES, Probes, close
 from ingot.models.transformer.refusal import NotRecognized
 
 _HIDDEN = -5000.0  # old exports add -10000 to the scores of padding
-_ALLOWED = SCALES | {"Where"}
+_ALLOWED = SCALES | {"Where", MASK}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class ScoreReader:
     def __init__(self, probes: Probes, positions: int) -> None:
         """Take the traces and the longest sequence."""
         self._probes, self._positions = probes, positions
-        self._known: dict[tuple[str, ...], tuple[Array, Array | None]] = {}
+        self._known: dict[tuple[object, ...], tuple[Array, Array | None]] = {}
 
     def read(self, product: Product, softmax: Softmax, heads: int, where: str) -> Scores:
         """Read what is between a product and a softmax.

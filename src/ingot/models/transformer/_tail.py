@@ -18,7 +18,8 @@ _POOLS: tuple[Pool, ...] = ("tokens", "mean", "first", "last")
 _ENDS = (
     SCALES
     | CURVES
-    | {"Abs", "Clip", "LpNormalization", "Max", "ReduceL2", "ReduceMean", "ReduceSum", "Sqrt"}
+    | {"Abs", "Clip", "GatherElements", "GatherND", "LpNormalization", "Max", "ReduceL2"}
+    | {"ReduceMean", "ReduceSum", "Sqrt"}
 )
 
 

@@ -106,18 +106,15 @@ def _row_scales(scale: Array, node: Node, shape: tuple[int, ...], *, turned: boo
 def read_integer_product(graph: Graph, product: Node, scale: Array) -> Matrix:
     """Return the weight of a MatMulInteger whose result is multiplied by `scale`.
 
-    Raises:
-        NotRecognized: Its zero points differ, or its scales are neither one nor one per output.
+    Integers around another point than zero are widened to float.
     """
     values = graph.constant(product.inputs[1]).astype(np.int32)
-    points = np.zeros(1, np.int32)
     if len(product.inputs) > 3 and product.inputs[3]:
-        points = graph.constant(product.inputs[3]).astype(np.int32).reshape(-1)
-    values = (values - points[0]).T
-    fits = values.min(initial=0) >= -128 and values.max(initial=0) <= 127
-    if not fits or (points != points[0]).any() or scale.size not in (1, len(values)):
-        raise NotRecognized(f"the integers of {product.label} are not symmetric around zero")
+        values = values - graph.constant(product.inputs[3]).astype(np.int32).reshape(1, -1)
+    values = values.T
     spread = np.broadcast_to(scale.reshape(-1, 1).astype(np.float32), (len(values), 1))
+    if values.min(initial=0) < -128 or values.max(initial=0) > 127:
+        return Matrix((values * spread).astype(np.float32))
     return Matrix(np.ascontiguousarray(values, np.int8), np.ascontiguousarray(spread))
 
 

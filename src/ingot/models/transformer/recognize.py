@@ -5,7 +5,6 @@ random numbers of its own, and what lies between them is computed and compared w
 transformer would compute there. No name of a model, node or tensor is looked at.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import onnx
 
 from ingot.data.data import Array
+from ingot.models.external import ExternalData
 from ingot.models.transformer._blocks import Block, BlockReader
 from ingot.models.transformer._embedding import Embedding, read_embedding
 from ingot.models.transformer._graph import Graph
@@ -38,7 +38,8 @@ class Inputs:
 
     Attributes:
         ids: Token ids, `(batch, sequence)`.
-        mask: 1 for a token, 0 for padding; None if every token counts.
+        mask: 1 for a token, 0 for padding behind the tokens; None if every token counts. What the
+            network makes of padding before or between tokens is not looked at.
         types: Token types; None if there are none to give.
         output: The answer.
     """
@@ -69,14 +70,14 @@ class Recognized:
 def recognize(
     proto: onnx.ModelProto,
     *,
-    read: Callable[[onnx.TensorProto], Array] | None = None,
+    files: ExternalData | None = None,
     longest: int = LONGEST,
 ) -> Recognized:
     """Take a graph apart.
 
     Args:
         proto: A checked graph; not changed.
-        read: Gives the value of a weight; needed if weights lie outside the graph.
+        files: Its large weights, if they are on disk.
         longest: Tokens that a sequence may have; fewer where a table of positions ends earlier.
             Masks and angles are checked up to here, in memory that grows with its square.
 
@@ -84,10 +85,12 @@ def recognize(
         NotRecognized: It is no transformer of a known kind; the message names the first misfit.
     """
     try:
-        return _recognize(Graph(proto, read), longest)
+        return _recognize(Graph(proto, files), longest)
     except NotRecognized:
         raise
-    except FAILURES as error:  # sizes that do not fit one another, of a graph that is something else
+    except (
+        FAILURES
+    ) as error:  # sizes that do not fit one another, of a graph that is something else
         raise NotRecognized(f"what it computes does not fit a transformer ({error})") from error
 
 
@@ -117,9 +120,9 @@ def _probe(graph: Graph, roles: Roles, longest: int) -> tuple[Probes, Embedding]
     lengths = (length,) if length else [min(long, longest) for long in _LENGTHS]
     for at, long in enumerate(lengths):
         short = length or min(_SHORT, longest)
-        sizes = [Sizes(batch or 2, short, short), Sizes(batch or 3, long, long)]
+        sizes = [Sizes(short, (short,) * (batch or 2)), Sizes(long, (long,) * (batch or 3))]
         if roles.mask is not None:
-            sizes.append(Sizes(batch or 2, long, max(1, long - 3)))
+            sizes.append(Sizes(long, _ends(batch or 4, long)))
         probes = Probes(graph, pieces, roles, sizes)
         try:
             return probes, read_embedding(probes, longest)
@@ -127,6 +130,12 @@ def _probe(graph: Graph, roles: Roles, longest: int) -> tuple[Probes, Embedding]
             if at == len(lengths) - 1:
                 raise
     raise AssertionError("the last length either fits or raises")
+
+
+def _ends(batch: int, length: int) -> tuple[int, ...]:
+    """Return where the rows of a padded batch end: each elsewhere, so that none uses another's."""
+    spread = (max(1, length - 2), 1, length, max(1, length // 2))
+    return tuple(spread[row] if row < 4 else max(1, length - row) for row in range(batch))
 
 
 def _assemble(
