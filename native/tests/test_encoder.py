@@ -110,11 +110,11 @@ def random_spec(draw: st.DrawFn) -> TransformerSpec:
     norm_first = draw(st.booleans())
     return TransformerSpec(
         layers=layers,
-        hidden=draw(st.integers(16, 130)),
+        hidden=draw(st.integers(32, 130)),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        inner=draw(st.integers(16, 200)),
+        inner=draw(st.integers(32, 200)),
         vocab=30,
         positions=draw(st.integers(1, 90)),
         position=position,
