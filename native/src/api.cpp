@@ -100,11 +100,17 @@ int ingot_create(const ingot_config* config, ingot_encoder** encoder, char* erro
 
 void ingot_free(ingot_encoder* encoder) { delete encoder; }
 
-int ingot_threads(const ingot_encoder* encoder) { return encoder->transformer.threads(); }
+int ingot_threads(const ingot_encoder* encoder) {
+    return encoder != nullptr ? encoder->transformer.threads() : 0;
+}
 
-const char* ingot_isa(const ingot_encoder* encoder) { return encoder->transformer.kernels().name; }
+const char* ingot_isa(const ingot_encoder* encoder) {
+    return encoder != nullptr ? encoder->transformer.kernels().name : "";
+}
 
-int ingot_width(const ingot_encoder* encoder) { return encoder->transformer.spec().width(); }
+int ingot_width(const ingot_encoder* encoder) {
+    return encoder != nullptr ? encoder->transformer.spec().width() : 0;
+}
 
 int ingot_run(ingot_encoder* encoder, const int32_t* ids, const int32_t* types, int64_t n_ids, const int64_t* offsets,
               int64_t n_sequences, float* out, int64_t out_floats, char* error, size_t error_bytes) {
