@@ -52,32 +52,43 @@ struct Packed {
     bool keys_are_packed;
 };
 
-constexpr int32_t chunk = lanes * key_blocks;
-
-INGOT_INLINE int64_t score_stride(int32_t keys) { return up(keys, chunk) + 2 * lanes; }
+INGOT_INLINE int64_t score_stride(int32_t keys) { return up(keys, lanes) + 2 * lanes; }
 INGOT_INLINE int64_t panel_cells(int32_t dim) { return static_cast<int64_t>(up(dim, paired)) * lanes; }
 INGOT_INLINE size_t lines(int64_t bytes) { return static_cast<size_t>((bytes + 63) / 64 * 64); }
 
 size_t attention_scratch(int32_t keys, int32_t head_dim, int32_t) {
-    const int64_t cell = sizeof(Cell), padded = up(keys, chunk) + lanes;
+    const int64_t cell = sizeof(Cell), padded = up(keys, lanes) + 4 * lanes;
     return lines(padded * up(head_dim, paired) * cell) + lines(padded * up(head_dim, lanes) * cell) +
            lines(row_block * up(head_dim, 2 * lanes) * cell) + lines(row_block * score_stride(keys) * 4) * 2;
 }
 
 // Scales the scores of one row, and finds the largest.
-INGOT_INLINE F scale_row(const Attention& job, int32_t row, Span seen, int32_t base, float* scores) {
+INGOT_INLINE F scale_row(const Attention& job, int32_t row, Span seen, float* scores, int32_t base) {
     const F factor = set(job.scale * log2_e);
-    const int64_t zero = static_cast<int64_t>(job.relative_zero) - job.first_row - row;  // of the table, for key 0
+    // Of the table, where there is one, for key 0.
+    const int64_t zero = static_cast<int64_t>(job.relative_zero) - job.first_row - row;
     F most = set(unseen);
-    for (int32_t j = down(seen.from, lanes); j < seen.to; j += lanes) {
-        const bool whole = j >= seen.from && j + lanes <= seen.to;
-        const Mask m = whole ? first_lanes(lanes) : lanes_between(seen.from - j, seen.to - j);
+    int32_t j = down(seen.from, lanes);
+    const auto whole = [&] {
+        for (; j + lanes <= seen.to; j += lanes) {
+            F score = load(scores + j - base) * factor;
+            if (job.relative) score = fma(load(job.relative + (zero + j)), set(log2_e), score);
+            most = maximum(most, score);
+            store(scores + j - base, score);
+        }
+    };
+    const auto part = [&] {
+        const Mask m = lanes_between(seen.from - j, seen.to - j);
         F score = load(scores + j - base) * factor;
         if (job.relative) score = fma(load(job.relative + (zero + j), m), set(log2_e), score);
-        if (!whole) score = keep_or(score, m, set(unseen));
+        score = keep_or(score, m, set(unseen));
         most = maximum(most, score);
         store(scores + j - base, score);
-    }
+        j += lanes;
+    };
+    if (j < seen.from) part();
+    whole();
+    if (j < seen.to) part();
     return most;
 }
 
@@ -104,7 +115,7 @@ INGOT_APART void softmax(const Attention& job, const Packed& at, int32_t row, Sp
     float top[R];
     for (int32_t r = 0; r < R; ++r) {
         seen[r] = seen_by(job, row + r);
-        most[r] = scale_row(job, row + r, seen[r], at.base, at.scores + r * at.ld_scores);
+        most[r] = scale_row(job, row + r, seen[r], at.scores + r * at.ld_scores, at.base);
     }
     each<R>(INGOT_EACH(r) { top[r] = highest(most[r]); });
     for (int32_t r = 0; r < R; ++r) {
@@ -129,18 +140,26 @@ INGOT_APART void mix_columns(const Attention& job, const Packed& at, int32_t row
               });
 }
 
+// Vectors of keys, or of columns, that go together with R rows: with few rows it takes more to hide the latency of
+// the products.
+template <int R>
+constexpr int wide = R <= 2 ? 4 : 2;
+
 template <int R>
 INGOT_APART void score_block(const Attention& job, const Packed& at, const Cell* q, int64_t ld_q, Span block) {
     const int64_t panel = panel_cells(job.head_dim);
     for (int32_t j = down(block.from, lanes); j < block.to;) {
-        const int32_t panels = block.to - j > lanes ? 2 : 1;
+        const int32_t left = (block.to - j + lanes - 1) / lanes;
+        const int32_t panels = left >= wide<R> ? wide<R> : left >= 2 ? 2 : 1;
         const int64_t key = j - at.base;
         Cell* keys = at.keys_are_packed ? at.keys + key / lanes * panel : at.keys;
         if (!at.keys_are_packed)
             for (int32_t p = 0; p < panels; ++p)
                 pack_keys(job.k + (j + p * lanes) * job.ld_k, job.ld_k, job.keys - j - p * lanes, job.head_dim,
                           keys + p * panel);
-        if (panels == 2)
+        if (panels == wide<R>)
+            dots<R, wide<R>>(q, ld_q, keys, job.head_dim, at.scores + key, at.ld_scores);
+        else if (panels == 2)
             dots<R, 2>(q, ld_q, keys, job.head_dim, at.scores + key, at.ld_scores);
         else
             dots<R, 1>(q, ld_q, keys, job.head_dim, at.scores + key, at.ld_scores);
@@ -157,6 +176,8 @@ void attend(const Attention& job, const Packed& at, int32_t row) {
     float shares[R];
     softmax<R>(job, at, row, block, shares);
     int32_t d = 0;
+    for (; d + (wide<R> - 1) * lanes < job.head_dim; d += wide<R> * lanes)
+        mix_columns<R, wide<R>>(job, at, row, block, d, shares);
     for (; d + lanes < job.head_dim; d += 2 * lanes) mix_columns<R, 2>(job, at, row, block, d, shares);
     if (d < job.head_dim) mix_columns<R, 1>(job, at, row, block, d, shares);
 }
@@ -169,7 +190,7 @@ INGOT_INLINE void attend_any(const Attention& job, const Packed& at, int32_t row
 }
 
 INGOT_INLINE Packed pack(const Attention& job, Span all) {
-    const int64_t cell = sizeof(Cell), padded = up(job.keys, chunk) + lanes;
+    const int64_t cell = sizeof(Cell), padded = up(job.keys, lanes) + 4 * lanes;
     auto* memory = static_cast<unsigned char*>(job.scratch);
     const auto take = [&memory](int64_t bytes) {
         unsigned char* here = memory;

@@ -4,6 +4,7 @@
 //   * integer sums are exact, so the sets differ in float rounding only;
 //   * a row's result depends on that row (and, in attention, on its sequence) alone, never on how many rows
 //     are computed beside it: an answer is bit-identical alone and in company;
+//   * sums of k products fit 32 bits: k is below 2^17;
 //   * no allocation, no globals, no alignment asked of activations; packed weights are 64-byte aligned.
 #pragma once
 #include <cstddef>
@@ -26,7 +27,8 @@ struct Weights8 {
 };
 
 // Rows of activations in eight bits, symmetric, one scale per row: x = (code - 128) * scale, code in 1..255.
-// A row of zeros has scale 0. Columns from k to k_pad hold 128.
+// A row of zeros, or of less than 2^-100, has scale 0; a row with NaN or infinity has scale NaN. Columns from k to
+// k_pad hold 128.
 struct Rows8 {
     uint8_t* codes;        // [rows][k_pad]
     float* scales;         // [rows]
@@ -49,6 +51,7 @@ struct Linear {
 
 // Attention of some rows of one head of one sequence. Scores, softmax and sums are fp32 (products may be bf16
 // where the set has them: then queries, keys, values and probabilities are rounded to it, sums stay fp32).
+// A row that sees no key is zeros. NaN or infinity among the values may reach rows that do not see it.
 struct Attention {
     const float* q;        // [rows][ld_q], head_dim columns
     const float* k;        // [keys][ld_k]
@@ -81,6 +84,7 @@ struct Kernels {
     void (*rotate)(float* x, int64_t ld, int32_t rows, int32_t heads, int32_t head_dim, int32_t rotary,
                    const int32_t* positions, const float* cosine, const float* sine);
     void (*attention)(const Attention& job);
+    // Grows with each argument: the memory for the largest job serves all smaller ones.
     size_t (*attention_scratch)(int32_t keys, int32_t head_dim, int32_t rows);
 };
 

@@ -23,8 +23,8 @@ namespace {
 // U independent sums per output hide the latency of the products where rows are few; sums are exact, so their
 // order is free. k_pad is a multiple of 64: of sixteen steps of four codes.
 template <int R, int C>
-void multiply_block(const Rows& part, int32_t* sums) {
-    constexpr int U = R * C >= 8 ? 1 : R * C >= 4 ? 2 : R * C >= 2 ? 4 : 8;
+INGOT_APART void multiply_block(const Rows& part, int32_t* sums) {
+    constexpr int U = R * C >= 6 ? 1 : R * C >= 4 ? 2 : R * C >= 2 ? 4 : 8;
     const int64_t k_pad = part.k_pad;
     I acc[U][R][C];
     each<C>(INGOT_EACH(c) {
@@ -37,7 +37,10 @@ void multiply_block(const Rows& part, int32_t* sums) {
     for (int64_t k = 0; k < k_pad; k += 4 * U, a += 4 * U, w += 64 * U) {
         each<U>(INGOT_EACH(u) {
             I weights[C];
-            each<C>(INGOT_EACH(c) { weights[c] = _mm512_load_si512(w + 64 * u + 16 * k_pad * c); });
+            each<C>(INGOT_EACH(c) {
+                weights[c] = _mm512_load_si512(w + 64 * u + 16 * k_pad * c);
+                stay(weights[c]);
+            });
             each<R>(INGOT_EACH(r) {
                 const I codes = four_codes(a + 4 * u + r * k_pad);
                 each<C>(INGOT_EACH(c) { acc[u][r][c] = dot4(acc[u][r][c], codes, weights[c]); });

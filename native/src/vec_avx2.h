@@ -13,9 +13,7 @@ using F = __m256;
 using I = __m256i;
 using Mask = __m256i;  // all ones where a lane counts
 constexpr int lanes = 8;
-constexpr int row_block = 4;   // sixteen registers: eight sums, what they are made of, and a few to spare
-constexpr int key_blocks = 2;
-constexpr int dim_blocks = 2;
+constexpr int row_block = 4;  // of sixteen registers: eight sums, what they are made of, and a few to spare
 
 INGOT_INLINE I lane_numbers() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
 INGOT_INLINE Mask first_lanes(int n) { return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane_numbers()); }

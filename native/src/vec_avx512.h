@@ -13,9 +13,7 @@ using F = __m512;
 using I = __m512i;
 using Mask = __mmask16;
 constexpr int lanes = 16;
-constexpr int row_block = 8;   // rows of attention computed together,
-constexpr int key_blocks = 2;  // times vectors of keys: sixteen sums, two loads for eight of their uses
-constexpr int dim_blocks = 2;
+constexpr int row_block = 8;  // rows of attention together, by two vectors: sixteen sums, two loads for eight uses
 
 // The first n lanes; none below 1, all from sixteen on.
 INGOT_INLINE Mask first_lanes(int n) { return static_cast<Mask>(n >= 16 ? 0xffffu : n <= 0 ? 0u : (1u << n) - 1u); }
@@ -59,6 +57,8 @@ INGOT_INLINE float highest(F a) {
 INGOT_INLINE I zero_int() { return _mm512_setzero_si512(); }
 INGOT_INLINE I load(const int32_t* p) { return _mm512_loadu_si512(p); }
 INGOT_INLINE void store(int32_t* p, I x) { _mm512_storeu_si512(p, x); }
+// Keeps a vector in its register, where the compiler would rather load it again for each of its uses.
+INGOT_INLINE void stay(I& x) { __asm__("" : "+v"(x)); }
 INGOT_INLINE F to_float(I x) { return _mm512_cvtepi32_ps(x); }
 INGOT_INLINE I bits(F x) { return _mm512_castps_si512(x); }
 INGOT_INLINE I maximum(I a, I b) { return _mm512_max_epi32(a, b); }

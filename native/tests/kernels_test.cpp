@@ -15,6 +15,7 @@ using ingot::Kernels;
 
 namespace {
 
+const char* const names[] = {"scalar", "avx2", "avx2-vnni", "avx512", "avx512-vnni", "avx512-vnni-bf16", "amx"};
 int passed = 0, failed = 0;
 
 void check(bool holds, const std::string& what) {
@@ -231,14 +232,18 @@ std::vector<float> run_attention(const Kernels& set, ingot::Attention job, bool*
 }
 
 void test_attention(const Kernels& set, const Kernels& reference, Random& random, double bound) {
-    const int32_t keys = random.between(1, 200), dim = random.between(1, random.between(0, 3) ? 70 : 256);
+    const int32_t keys = random.between(0, 19) ? random.between(1, 200) : 0, dim = random.between(1, random.between(0, 3) ? 70 : 256);
     const bool whole = random.between(0, 1) != 0;
     const int32_t rows = whole ? keys : random.between(0, random.between(0, 1) ? 12 : 200);
-    const float size = random.between(0, 3) ? 1.0f : 4.0f;
+    // Extremes: scores so large that one key takes all, values near the ends of the range, keys below it.
+    const float size = random.between(0, 3) ? 1.0f : 4.0f, height = random.between(0, 7) ? 1.0f : 1e30f;
+    const float steep = random.between(0, 7) || bound > 1e-3 ? 1.0f : 1e20f, low_keys = random.between(0, 9) ? 1.0f : 1e-40f;
     Guarded q(rows, dim, random), k(keys, dim, random), v(keys, dim, random);
-    q.fill(random, -size, size);
-    k.fill(random, -size, size);
-    v.fill(random, -1.0f, 1.0f);
+    q.fill(random, -size * steep, size * steep);
+    k.fill(random, -size * low_keys, size * low_keys);
+    v.fill(random, -height, height);
+    const int32_t broken = rows > 3 && random.between(0, 5) == 0 ? random.between(0, rows - 1) : -1;
+    if (broken >= 0) q.at(broken, 0) = NAN;  // its own row is lost, and no other
     ingot::Attention job = {};
     job.q = q.data(), job.k = k.data(), job.v = v.data();
     job.ld_q = q.ld(), job.ld_k = k.ld(), job.ld_v = v.ld();
@@ -249,8 +254,9 @@ void test_attention(const Kernels& set, const Kernels& reference, Random& random
     job.scale = 1.0f / std::sqrt(static_cast<float>(dim));
     // The table covers the pairs that exist, and not one more.
     const int32_t low = -(job.first_row + rows - 1), high = keys - 1 - job.first_row;
-    const std::vector<float> table = random.floats(area(high - low + 1, rows > 0 ? 1 : 0), -2.0f, 2.0f);
-    if (random.between(0, 2) == 0 && rows > 0) job.relative = table.data();
+    const bool pairs = rows > 0 && keys > 0;
+    const std::vector<float> table = random.floats(area(high - low + 1, pairs ? 1 : 0), -2.0f, 2.0f);
+    if (random.between(0, 2) == 0 && pairs) job.relative = table.data();
     job.relative_zero = -low;
     bool within = true;
     const std::vector<float> got = run_attention(set, job, &within), expected = run_attention(reference, job);
@@ -314,18 +320,36 @@ void test_set(const Kernels& set, const Kernels& reference, int cases, uint64_t 
     }
 }
 
+// A cap leaves the sets up to the named one, and a name that nobody knows the reference alone.
+void test_cap() {
+    for (const char* name : names) {
+        setenv("INGOT_NATIVE_ISA", name, 1);
+        bool above = false;
+        for (const char* other : names) {
+            check(!above || ingot::kernels_of(other) == nullptr, std::string(other) + " is above the cap " + name);
+            above = above || std::strcmp(name, other) == 0;
+        }
+        const ingot::Kernels* best = ingot::best_kernels();
+        check(ingot::kernels_of(best->name) == best, std::string("the best below ") + name + " is granted");
+    }
+    setenv("INGOT_NATIVE_ISA", "avx1024", 1);
+    check(std::strcmp(ingot::best_kernels()->name, "scalar") == 0, "an unknown cap leaves the reference");
+    unsetenv("INGOT_NATIVE_ISA");
+    check(ingot::kernels_of("unheard of") == nullptr, "an unknown name has no table");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
     const int cases = argc > 1 ? std::atoi(argv[1]) : 100;
     const uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1;
     const Kernels& reference = *ingot::kernels_of("scalar");
-    for (const char* name : {"scalar", "avx2", "avx2-vnni", "avx512", "avx512-vnni", "avx512-vnni-bf16", "amx"}) {
+    for (const char* name : names) {
         const Kernels* set = ingot::kernels_of(name);
         std::printf("%s: %s\n", name, set ? "granted" : "not in this build or not granted by this machine");
         if (set) test_set(*set, reference, cases, seed);
     }
-    check(ingot::kernels_of("unheard of") == nullptr, "an unknown name has no table");
+    test_cap();
     std::printf("%d passed, %d failed\n", passed, failed);
     return failed == 0 ? 0 : 1;
 }
