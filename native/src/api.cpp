@@ -14,7 +14,8 @@ namespace {
 #endif
 
 // Every set there is, slowest first.
-constexpr const char* kSets[] = {"scalar", "avx2", "avx512", "avx512-vnni", "avx512-vnni-bf16", "amx"};
+constexpr const char* kSets[] = {"scalar",      "avx2",             "avx2-vnni", "avx512",
+                                  "avx512-vnni", "avx512-vnni-bf16", "amx"};
 
 using ingot::Refusal;
 

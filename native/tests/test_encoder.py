@@ -15,7 +15,7 @@ from ingot_native import Encoder, InputError, LibraryError, Packed, TransformerS
 from ingot_native.reference import forward
 from tiny_models import BERT, KINDS, random_sequences, random_tensors
 
-SETS = ("scalar", "avx2", "avx512", "avx512-vnni", "avx512-vnni-bf16", "amx")
+SETS = ("scalar", "avx2", "avx2-vnni", "avx512", "avx512-vnni", "avx512-vnni-bf16", "amx")
 # The claim of 10,000 cases is run with more than the default.
 CASES = int(os.environ.get("INGOT_NATIVE_CASES", "60"))
 BF16 = ("avx512-vnni-bf16", "amx")  # sets whose attention multiplies in it
