@@ -45,7 +45,7 @@ int guarded(char* error, size_t error_bytes, Body body) noexcept {
     }
 }
 
-void require(bool holds, const std::string& text) {
+void require(bool holds, const char* text) {
     if (!holds) throw Refusal(INGOT_BAD_CALL, text);
 }
 
@@ -92,7 +92,7 @@ int ingot_create(const ingot_config* config, ingot_encoder** encoder, char* erro
                     config->spec->struct_size == sizeof(ingot_spec),
                 "config and its spec must be given and have this library's size; rebuild the caller.");
         require(config->n_tensors == 0 || config->tensors != nullptr, "config.tensors is null.");
-        require(config->threads >= 0, "config.threads must be 0 or more; got " + std::to_string(config->threads) + ".");
+        require(config->threads >= 0, "config.threads must be 0 or more; it is negative.");
         const ingot::Kernels& kernels = kernels_for(config->isa);
         *encoder = new ingot_encoder{
             {ingot::checked_model(*config->spec, config->tensors, config->n_tensors), kernels, config->threads}};

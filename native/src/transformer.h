@@ -66,7 +66,8 @@ class Transformer {
     void finish(int32_t layer, float* x, const float* context, int32_t rows, Scratch& scratch);
     void normalize(const NormWeights& norm, const float* x, int64_t ld_x, int32_t rows, int32_t n, float* y,
                    int64_t ld_y) const;
-    void linear(const Weights8& weights, const float* x, int64_t ld_x, int32_t rows, Scratch& scratch, Linear job) const;
+    void linear(const Weights8& weights, const float* x, int64_t ld_x, int32_t rows, Scratch& scratch,
+                Linear job) const;
     void multiply(const Weights8& weights, int32_t rows, const Scratch& scratch, Linear job) const;
 
     // attend.cpp
