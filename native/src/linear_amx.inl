@@ -49,6 +49,9 @@ INGOT_INLINE void multiply_tiles(const Rows& part, int32_t* sums, const int32_t*
     if constexpr (two) _tile_loadd(2, start, 0);
     if constexpr (two && C == 2) _tile_loadd(3, start + 16, 0);
     for (long k = 0; k < k_pad; k += 64) {
+        for (long line = 0; line < 1024 && part.ahead > 0; line += 64)
+            for (long c = 0; c < C; ++c)
+                __builtin_prefetch(part.panels + 16 * k_pad * c + 16 * k + line + part.ahead);
         _tile_loadd(4, part.codes + k, k_pad);
         _tile_loadd(6, part.panels + 16 * k, 64);
         _tile_dpbusd(0, 4, 6);

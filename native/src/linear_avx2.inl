@@ -31,6 +31,7 @@ INGOT_INLINE void multiply_panel(const Rows& part, const int8_t* w, int32_t* sum
     each<R>(INGOT_EACH(r) { acc[r][0] = acc[r][1] = zero_int(); });
     for (int64_t k = 0; k < k_pad; k += 4, a += 4, w += 64) {
         I weights[2], sizes[2];
+        __builtin_prefetch(w + part.ahead);
         each<2>(INGOT_EACH(h) {
             weights[h] = _mm256_load_si256(reinterpret_cast<const I*>(w + 32 * h));
             sizes[h] = _mm256_abs_epi8(weights[h]);

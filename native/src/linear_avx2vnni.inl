@@ -33,6 +33,7 @@ INGOT_INLINE void multiply_panel(const Rows& part, const int8_t* w, const int32_
     for (int64_t k = 0; k < k_pad; k += 4 * U, a += 4 * U, w += 64 * U) {
         each<U>(INGOT_EACH(u) {
             I weights[2];
+            __builtin_prefetch(w + 64 * u + part.ahead);
             each<2>(INGOT_EACH(h) {
                 weights[h] = _mm256_load_si256(reinterpret_cast<const I*>(w + 64 * u + 32 * h));
             });

@@ -25,7 +25,7 @@ namespace {
 template <int R, int C>
 INGOT_APART void multiply_block(const Rows& part, int32_t* sums) {
     constexpr int U = R * C >= 6 ? 1 : R * C >= 4 ? 2 : R * C >= 2 ? 4 : 8;
-    const int64_t k_pad = part.k_pad;
+    const int64_t k_pad = part.k_pad, ahead = part.ahead;
     I acc[U][R][C];
     each<C>(INGOT_EACH(c) {
         // Codes are stored shifted by 128, which adds 128 times the sum of the weights.
@@ -40,6 +40,7 @@ INGOT_APART void multiply_block(const Rows& part, int32_t* sums) {
             each<C>(INGOT_EACH(c) {
                 weights[c] = _mm512_load_si512(w + 64 * u + 16 * k_pad * c);
                 stay(weights[c]);
+                __builtin_prefetch(w + 64 * u + 16 * k_pad * c + ahead);
             });
             each<R>(INGOT_EACH(r) {
                 const I codes = four_codes(a + 4 * u + r * k_pad);
