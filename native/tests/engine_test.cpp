@@ -12,8 +12,9 @@
 #include "engine_model.h"
 #include "pool.h"
 
-// Counts what is allocated, in every thread.
+// Counts what is allocated, in every thread; the address sanitizer has an operator of its own.
 std::atomic<int64_t> allocations{0};
+#if !defined(__SANITIZE_ADDRESS__)
 void* operator new(size_t size_bytes) {
     ++allocations;
     if (void* block = std::malloc(size_bytes)) return block;
@@ -21,6 +22,7 @@ void* operator new(size_t size_bytes) {
 }
 void operator delete(void* block) noexcept { std::free(block); }
 void operator delete(void* block, size_t) noexcept { std::free(block); }
+#endif
 
 namespace {
 
