@@ -75,7 +75,7 @@ void Transformer::reserve(int32_t rows, int32_t longest) {
 void Transformer::run(const Batch& batch, float* out) {
     ThreadPool::Turn turn(pool_);
     for (int64_t first = 0; first < batch.sequences;) {
-        const Piece piece = next_piece(batch, first, kPieceRows);
+        const Piece piece = next_piece(batch, first, kPieceRows * turn.threads());
         run_piece(batch, piece, turn, out);
         first = piece.last;
     }

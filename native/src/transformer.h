@@ -40,7 +40,7 @@ class Transformer {
 
     static constexpr int32_t kBlockRows = 64;    // rows that go through a block together: their inputs fit the caches
     static constexpr int32_t kTile = 32;         // causal and windowed rows that share a range of keys
-    static constexpr int64_t kPieceRows = 1024;  // rows of the shared buffers: they fit the last cache
+    static constexpr int64_t kPieceRows = 256;   // rows of a piece per thread: keys and values stay in its caches
 
   private:
     struct Keys {
