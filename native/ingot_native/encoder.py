@@ -48,8 +48,12 @@ class Encoder:
             PackedFileError: The file is damaged.
             PackError: Tensors do not fit the spec.
             LibraryError: The library is missing, or refused: unknown instruction set, no memory.
+            InputError: `threads` is negative.
         """
+        if not 0 <= threads < 1 << 31:
+            raise InputError(f"threads must be 0 or more; got {threads}. 0 takes every core.")
         self._lock = threading.Lock()
+        self._process = os.getpid()
         self._handle = ctypes.c_void_p()
         if isinstance(packed, Packed):
             check_packed(packed)
@@ -130,6 +134,8 @@ class Encoder:
         answer: NDArray[np.float32],
     ) -> None:
         text = ctypes.create_string_buffer(lib.ERROR_BYTES)
+        if self._process != os.getpid():  # a fork may have copied the lock while it was held
+            self._process, self._lock = os.getpid(), threading.Lock()
         with self._lock:
             if self._handle.value is None:
                 raise LibraryError("The encoder must be open; it was closed. Make another.")

@@ -14,7 +14,8 @@ namespace {
 #endif
 
 // Every set there is, slowest first.
-constexpr const char* kSets[] = {"scalar", "avx2", "avx512", "avx512-vnni", "avx512-vnni-bf16", "amx"};
+constexpr const char* kSets[] = {"scalar",      "avx2",             "avx2-vnni", "avx512",
+                                  "avx512-vnni", "avx512-vnni-bf16", "amx"};
 
 using ingot::Refusal;
 
@@ -44,7 +45,7 @@ int guarded(char* error, size_t error_bytes, Body body) noexcept {
     }
 }
 
-void require(bool holds, const std::string& text) {
+void require(bool holds, const char* text) {
     if (!holds) throw Refusal(INGOT_BAD_CALL, text);
 }
 
@@ -91,7 +92,7 @@ int ingot_create(const ingot_config* config, ingot_encoder** encoder, char* erro
                     config->spec->struct_size == sizeof(ingot_spec),
                 "config and its spec must be given and have this library's size; rebuild the caller.");
         require(config->n_tensors == 0 || config->tensors != nullptr, "config.tensors is null.");
-        require(config->threads >= 0, "config.threads must be 0 or more; got " + std::to_string(config->threads) + ".");
+        require(config->threads >= 0, "config.threads must be 0 or more; it is negative.");
         const ingot::Kernels& kernels = kernels_for(config->isa);
         *encoder = new ingot_encoder{
             {ingot::checked_model(*config->spec, config->tensors, config->n_tensors), kernels, config->threads}};
@@ -100,11 +101,17 @@ int ingot_create(const ingot_config* config, ingot_encoder** encoder, char* erro
 
 void ingot_free(ingot_encoder* encoder) { delete encoder; }
 
-int ingot_threads(const ingot_encoder* encoder) { return encoder->transformer.threads(); }
+int ingot_threads(const ingot_encoder* encoder) {
+    return encoder != nullptr ? encoder->transformer.threads() : 0;
+}
 
-const char* ingot_isa(const ingot_encoder* encoder) { return encoder->transformer.kernels().name; }
+const char* ingot_isa(const ingot_encoder* encoder) {
+    return encoder != nullptr ? encoder->transformer.kernels().name : "";
+}
 
-int ingot_width(const ingot_encoder* encoder) { return encoder->transformer.spec().width(); }
+int ingot_width(const ingot_encoder* encoder) {
+    return encoder != nullptr ? encoder->transformer.spec().width() : 0;
+}
 
 int ingot_run(ingot_encoder* encoder, const int32_t* ids, const int32_t* types, int64_t n_ids, const int64_t* offsets,
               int64_t n_sequences, float* out, int64_t out_floats, char* error, size_t error_bytes) {

@@ -85,7 +85,7 @@ std::vector<int> granted_cpus() {
     std::vector<std::pair<int, int>> ranked;  // (how many of its core came before, number)
     std::map<int, int> seen;
     for (int cpu : mask_of_this_thread()) ranked.emplace_back(seen[physical_core(cpu)]++, cpu);
-    std::stable_sort(ranked.begin(), ranked.end());
+    std::sort(ranked.begin(), ranked.end());
     std::vector<int> cpus;
     for (const auto& [rank, cpu] : ranked) cpus.push_back(cpu);
     return cpus;

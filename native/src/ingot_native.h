@@ -19,13 +19,13 @@ extern "C" {
 
 enum {
     INGOT_OK = 0,
-    INGOT_BAD_CALL = 1,  /* a null pointer, a struct of another size */
-    INGOT_BAD_SPEC = 2,  /* sizes or choices that no transformer has */
+    INGOT_BAD_CALL = 1,   /* a null pointer, a struct of another size */
+    INGOT_BAD_SPEC = 2,   /* sizes or choices that no transformer has */
     INGOT_BAD_TENSOR = 3, /* missing, of another size, not finite */
-    INGOT_BAD_INPUT = 4, /* token ids, types, offsets, room for the answer */
-    INGOT_NO_SET = 5,    /* the instruction set asked for is not granted here */
+    INGOT_BAD_INPUT = 4,  /* token ids, types, offsets, room for the answer */
+    INGOT_NO_SET = 5,     /* the instruction set asked for is not granted here */
     INGOT_NO_MEMORY = 6,
-    INGOT_FAILED = 7     /* anything else; the text says what */
+    INGOT_FAILED = 7      /* anything else; the text says what */
 };
 
 /* Choices are numbered as in spec.py: Position, Norm, Activation, Pool in the order of their names there. */
@@ -34,7 +34,7 @@ typedef struct ingot_spec {
     int32_t layers, hidden, heads, kv_heads, head_dim, inner, vocab, positions, token_types;
     int32_t position, position_offset, padding_id, norm, norm_first, first_attention_norm, embedding_norm, final_norm;
     int32_t activation, gated, causal, rotary_dim, pool, pool_norm, head_norm, normalize;
-    int32_t n_head;                  /* dense layers after the pool; the vocabulary's scores of a language model are the last */
+    int32_t n_head;                  /* dense layers after the pool; a language model's scores are the last */
     const int32_t* head_activations; /* [n_head] */
     const int32_t* head_widths;      /* [n_head] */
     const double* rotary_bases;      /* [layers], or null if position is not rotary */

@@ -95,7 +95,8 @@ Spec checked_spec(const ingot_spec& facts) {
     spec.gated = flag("gated", facts.gated);
     spec.causal = flag("causal", facts.causal);
     spec.epsilon = float(facts.epsilon);
-    spec.attention_scale = float(facts.attention_scale > 0 ? facts.attention_scale : 1 / std::sqrt(double(facts.head_dim)));
+    const double usual_scale = 1 / std::sqrt(double(facts.head_dim));
+    spec.attention_scale = float(facts.attention_scale > 0 ? facts.attention_scale : usual_scale);
     spec.rotary_dim = facts.rotary_dim;
     read_rotary(facts, spec);
     spec.windows.assign(size_t(facts.layers), 0);

@@ -26,7 +26,8 @@ struct Room {  // measures first, takes afterwards: one list of buffers serves b
 
 Transformer::Transformer(Model model, const Kernels& kernels, int threads)
     : model_(std::move(model)), kernels_(kernels), pool_(threads), scratch_(size_t(pool_.threads())),
-      shares_(size_t(pool_.threads()) + 1) {
+      shares_(size_t(pool_.threads()) + 1),
+      cursors_((size_t(model_.spec.layers) + 1) * size_t(pool_.threads())) {
     const Spec& spec = model_.spec;
     ld_x_ = stride(spec.hidden);
     ld_qkv_ = stride(spec.qkv_width());
@@ -45,7 +46,7 @@ void Transformer::reserve(int32_t rows, int32_t longest) {
     const Spec& spec = model_.spec;
     int32_t k_pad = round_up(std::max({spec.hidden, spec.q_width(), spec.inner}), 64);
     for (const HeadWeights& layer : model_.head) k_pad = std::max(k_pad, round_up(layer.inputs, 64));
-    const size_t attention = kernels_.attention_scratch(longest, spec.head_dim, kAttentionRows);
+    const size_t attention = kernels_.attention_scratch(longest, spec.head_dim, kBlockRows);
     const auto lay_out = [&](Arena* arena) {
         size_t size = 0;
         Room<float>::of(arena, size, x_, size_t(rows) * ld_x_);
@@ -54,7 +55,7 @@ void Transformer::reserve(int32_t rows, int32_t longest) {
         for (Scratch& scratch : scratch_) {
             Room<uint8_t>::of(arena, size, scratch.rows.codes, size_t(kBlockRows) * k_pad);
             Room<float>::of(arena, size, scratch.rows.scales, kBlockRows);
-            Room<float>::of(arena, size, scratch.context, size_t(kAttentionRows) * ld_context_);
+            Room<float>::of(arena, size, scratch.context, size_t(kBlockRows) * ld_context_);
             Room<float>::of(arena, size, scratch.normed, size_t(kBlockRows) * ld_x_);
             Room<float>::of(arena, size, scratch.inner, size_t(kBlockRows) * ld_inner_);
             Room<float>::of(arena, size, scratch.gate, spec.gated ? size_t(kBlockRows) * ld_inner_ : 0);
@@ -74,7 +75,7 @@ void Transformer::reserve(int32_t rows, int32_t longest) {
 void Transformer::run(const Batch& batch, float* out) {
     ThreadPool::Turn turn(pool_);
     for (int64_t first = 0; first < batch.sequences;) {
-        const Piece piece = next_piece(batch, first, kPieceRows);
+        const Piece piece = next_piece(batch, first, kPieceRows * turn.threads());
         run_piece(batch, piece, turn, out);
         first = piece.last;
     }
@@ -92,6 +93,8 @@ void Transformer::run_piece(const Batch& batch, const Piece& piece, ThreadPool::
     // A product of attention is counted as several: it runs on wider numbers than the matrices'.
     const double pair = 2.0 * spec.q_width() * 4;
     cut_shares(piece, linear, pair, share_count_, shares_.data());
+    for (size_t i = 0; i < cursors_.size(); ++i) cursors_[i].row = shares_[i % size_t(threads())];
+    block_rows_ = std::clamp(piece.rows() / share_count_ / 2 / 16 * 16, 32, kBlockRows);
     turn.run(&Transformer::work, this);
 }
 
@@ -99,26 +102,40 @@ void Transformer::work(void* self, int worker, Barrier& barrier) {
     static_cast<Transformer*>(self)->forward(worker, barrier);
 }
 
+// The next rows of a step (the embeddings, then each block) for a worker: of its own share, then of the others'.
+bool Transformer::take_rows(int32_t step, int worker, Rows& rows) {
+    for (int i = 0; i < share_count_; ++i) {
+        const int owner = (worker + i) % share_count_;
+        const int32_t end = shares_[size_t(owner) + 1];
+        std::atomic<int32_t>& next = cursors_[size_t(step) * size_t(threads()) + size_t(owner)].row;
+        if (next.load(std::memory_order_relaxed) >= end) continue;
+        const int32_t first = next.fetch_add(block_rows_, std::memory_order_relaxed);
+        if (first >= end) continue;
+        rows = {first, std::min(block_rows_, end - first)};
+        return true;
+    }
+    return false;
+}
+
 void Transformer::forward(int worker, Barrier& barrier) {
     const Spec& spec = model_.spec;
     Scratch& scratch = scratch_[size_t(worker)];
-    const int32_t from = shares_[size_t(worker)], to = shares_[size_t(worker) + 1];
     const bool picks = spec.pool == Pool::first || spec.pool == Pool::last;
-    for (int32_t row = from; row < to; row += kBlockRows) {
-        const int32_t rows = std::min(kBlockRows, to - row);
-        embed(row, rows);
-        project(0, row, rows, scratch);
+    Rows rows{};
+    while (take_rows(0, worker, rows)) {
+        embed(rows.first, rows.count);
+        project(0, rows.first, rows.count, scratch);
     }
     barrier.wait();
     for (int32_t layer = 0; layer < spec.layers; ++layer) {
         const bool is_last = layer + 1 == spec.layers;
         if (is_last && picks) break;  // only the rows that leave the body go through its last block
-        for (int32_t row = from; row < to; row += kBlockRows) {
-            const int32_t place = (row - from) % kAttentionRows, rows = std::min(kBlockRows, to - row);
-            if (place == 0) attend(layer, row, std::min(kAttentionRows, to - row), scratch.context, scratch);
-            finish(layer, x_ + row * ld_x_, scratch.context + place * ld_context_, rows, scratch);
-            if (!is_last) project(layer + 1, row, rows, scratch);
-            if (is_last && spec.pool == Pool::tokens) answer_rows(x_ + row * ld_x_, piece_.base() + row, rows, scratch);
+        while (take_rows(layer + 1, worker, rows)) {
+            float* x = x_ + rows.first * ld_x_;
+            attend(layer, rows.first, rows.count, scratch.context, scratch);
+            finish(layer, x, scratch.context, rows.count, scratch);
+            if (!is_last) project(layer + 1, rows.first, rows.count, scratch);
+            if (is_last && spec.pool == Pool::tokens) answer_rows(x, piece_.base() + rows.first, rows.count, scratch);
         }
         if (!is_last || spec.pool == Pool::mean) barrier.wait();
     }

@@ -35,7 +35,8 @@ class alignas(64) Signal {
         value_.store(value, std::memory_order_seq_cst);
 #if defined(__linux__)
         if (sleepers_.load(std::memory_order_seq_cst) > 0) {
-            syscall(SYS_futex, reinterpret_cast<uint32_t*>(&value_), FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0);
+            uint32_t* const place = reinterpret_cast<uint32_t*>(&value_);
+            syscall(SYS_futex, place, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0);
         }
 #endif
     }

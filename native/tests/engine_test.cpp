@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <ctime>
+#include <new>
 #include <thread>
 
 #include <sys/wait.h>
@@ -9,6 +11,18 @@
 
 #include "engine_model.h"
 #include "pool.h"
+
+// Counts what is allocated, in every thread; the address sanitizer has an operator of its own.
+std::atomic<int64_t> allocations{0};
+#if !defined(__SANITIZE_ADDRESS__)
+void* operator new(size_t size_bytes) {
+    ++allocations;
+    if (void* block = std::malloc(size_bytes)) return block;
+    throw std::bad_alloc();
+}
+void operator delete(void* block) noexcept { std::free(block); }
+void operator delete(void* block, size_t) noexcept { std::free(block); }
+#endif
 
 namespace {
 
@@ -64,7 +78,9 @@ std::vector<RandomModel::Shape> shapes() {
 
 double cosine(const std::vector<float>& a, const std::vector<float>& b) {
     double ab = 0, aa = 0, bb = 0;
-    for (size_t i = 0; i < a.size(); ++i) ab += double(a[i]) * b[i], aa += double(a[i]) * a[i], bb += double(b[i]) * b[i];
+    for (size_t i = 0; i < a.size(); ++i) {
+        ab += double(a[i]) * b[i], aa += double(a[i]) * a[i], bb += double(b[i]) * b[i];
+    }
     return ab / std::sqrt(aa * bb);
 }
 
@@ -96,6 +112,32 @@ void sets_and_threads_agree() {
         }
         ++number;
     }
+}
+
+void calls_allocate_once() {
+    RandomModel::Shape shape;
+    const RandomModel model(shape);
+    const RandomBatch batch({30, 5, 90}, shape.vocab);
+    Encoder encoder(model, 2);
+    std::vector<float> out(size_t(3 * shape.hidden));
+    const auto run = [&] {
+        ingot_run(encoder.handle, batch.ids.data(), nullptr, batch.tokens(), batch.offsets.data(), 3, out.data(),
+                  int64_t(out.size()), encoder.error, sizeof encoder.error);
+    };
+    run();
+    const int64_t before = allocations;
+    for (int i = 0; i < 10; ++i) run();
+    const int64_t made = allocations - before;
+    check(made == 0, "a call like one before allocates nothing; made " + std::to_string(made) + encoder.error);
+}
+
+void idle_threads_sleep() {
+    ingot::ThreadPool pool(2);
+    usleep(20000);
+    const clock_t before = clock();
+    usleep(300000);
+    const double seconds = double(clock() - before) / CLOCKS_PER_SEC;
+    check(seconds < 0.03, "an idle pool takes no processor time; took " + std::to_string(seconds) + " s of 0.3");
 }
 
 void long_batches_run_in_pieces() {
@@ -267,6 +309,8 @@ void bad_models_are_refused() {
 int main() {
     sets_and_threads_agree();
     long_batches_run_in_pieces();
+    calls_allocate_once();
+    idle_threads_sleep();
     callers_wait_for_one_another();
     pools_start_and_stop();
     workers_wake_after_sleep();

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from closeness import check_answer
 from ingot_native import Encoder, InputError, LibraryError, Packed, TransformerSpec, pack
+from ingot_native.reference import forward
 from tiny_models import BERT, KINDS, random_sequences, random_tensors
 
-SETS = ("scalar", "avx2", "avx512", "avx512-vnni", "avx512-vnni-bf16", "amx")
+SETS = ("scalar", "avx2", "avx2-vnni", "avx512", "avx512-vnni", "avx512-vnni-bf16", "amx")
 # The claim of 10,000 cases is run with more than the default.
 CASES = int(os.environ.get("INGOT_NATIVE_CASES", "60"))
 BF16 = ("avx512-vnni-bf16", "amx")  # sets whose attention multiplies in it
@@ -44,6 +45,25 @@ def test_answers_are_those_of_the_reference(native: tuple[str, ...], kind: str, 
         got = encoder.encode(sequences, types=types)
 
     check_answer(got, spec, tensors, sequences, types=types, bf16=isa in BF16)
+
+
+@pytest.mark.parametrize("isa", BF16)
+@pytest.mark.parametrize("kind", KIND_NAMES)
+def test_bf16_inside_attention_stays_near_float(
+    native: tuple[str, ...], kind: str, isa: str
+) -> None:
+    if isa not in native:
+        pytest.skip(f"{isa} is not granted here")
+    spec = KINDS[kind]
+    packed, tensors = packed_of(spec)
+    sequences = random_sequences(spec, lengths_for(spec))
+
+    with Encoder(packed, isa=isa) as encoder:
+        got = encoder.encode(sequences)
+
+    want = forward(spec, tensors, sequences)
+    cosines = np.sum(got * want, axis=1) / np.sqrt(np.sum(got**2, axis=1) * np.sum(want**2, axis=1))
+    assert cosines.mean() >= 0.999
 
 
 @pytest.mark.parametrize("isa", SETS)
@@ -110,11 +130,11 @@ def random_spec(draw: st.DrawFn) -> TransformerSpec:
     norm_first = draw(st.booleans())
     return TransformerSpec(
         layers=layers,
-        hidden=draw(st.integers(16, 130)),
+        hidden=draw(st.integers(32, 130)),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        inner=draw(st.integers(16, 200)),
+        inner=draw(st.integers(32, 200)),
         vocab=30,
         positions=draw(st.integers(1, 90)),
         position=position,
@@ -203,6 +223,13 @@ def test_an_unknown_instruction_set_is_refused_with_those_there_are(
 
     with pytest.raises(LibraryError, match="granted here \\(scalar.*got 'mmx'"):
         Encoder(packed, isa="mmx")
+
+
+def test_a_negative_number_of_threads_is_refused() -> None:
+    packed, _ = packed_of(BERT)
+
+    with pytest.raises(InputError, match="threads must be 0 or more; got -1"):
+        Encoder(packed, threads=-1)
 
 
 def test_threads_are_never_more_than_the_affinity_mask_holds(native: tuple[str, ...]) -> None:
