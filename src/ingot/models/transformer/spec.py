@@ -1,6 +1,6 @@
 """What a transformer is made of: sizes, choices, and the names of its tensors.
 
-The engine keeps a copy of this file, so that neither distribution needs the other; a test compares
+Ingot and its native engine each have this file, so that neither needs the other; a test compares
 them. Tensors are float arrays, row-major; weights are `[out, in]`:
 
 | name | sizes |
