@@ -18,7 +18,6 @@ from _results import run_sections  # noqa: E402
 COLUMNS = {
     "race": ["network", "shape", "threads", "runner", "ms", "runner / ours"],
     "sets": ["instruction set", "shape", "ms", "best peer with the same cap, ms", "peer / ours"],
-    "layers": ["network", "shape", "layer", "us", "TOPS", "of the peak"],
     "quality": ["network", "form", "Spearman x 100", "lost, points", "MB", "sentences/s"],
 }
 SECTIONS = {
