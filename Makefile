@@ -11,13 +11,13 @@ NATIVE := native/pyproject.toml native/CMakeLists.txt $(wildcard native/src/* na
 setup: $(VENV)/.ready
 
 # The exact CPU build of torch first, so that nothing below pulls a larger one.
-# The native engine needs a C++ compiler; without one everything else works, and says so.
+# The native engine needs Linux and a C++ compiler; without them everything else works, and says so.
 $(VENV)/.ready: pyproject.toml $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
-	@if command -v c++ > /dev/null; then $(BIN)/python -m pip install --quiet ./native; \
-	else echo "No C++ compiler: the native engine is left out."; fi
+	@if [ "$$(uname -s)" = Linux ] && command -v c++ > /dev/null; then $(BIN)/python -m pip install --quiet ./native; \
+	else echo "Not Linux, or no C++ compiler: the native engine is left out."; fi
 	@touch $@
 
 demo: setup
@@ -29,10 +29,10 @@ test: setup native-test
 
 # The same kernels and engine from C++: every instruction set that this machine grants.
 native-test:
-	@if command -v cmake > /dev/null && command -v c++ > /dev/null; then \
+	@if [ "$$(uname -s)" = Linux ] && command -v cmake > /dev/null && command -v c++ > /dev/null; then \
 	cmake -S native -B native/build -DINGOT_TESTS=ON > /dev/null && cmake --build native/build \
 	&& native/build/kernels_test && native/build/engine_test; \
-	else echo "No cmake or C++ compiler: the native engine's own tests are left out."; fi
+	else echo "Not Linux, no cmake or no C++ compiler: the tests of the kernels are left out."; fi
 
 check: setup
 	$(BIN)/ruff format --check .
