@@ -3,25 +3,36 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 BENCH ?= first_light
+NATIVE := native/pyproject.toml native/CMakeLists.txt $(wildcard native/src/* native/ingot_native/*.py)
 
-.PHONY: setup demo test check docs bench clean
+.PHONY: setup demo test native-test check docs bench clean
 .DEFAULT_GOAL := test
 
 setup: $(VENV)/.ready
 
 # The exact CPU build of torch first, so that nothing below pulls a larger one.
-$(VENV)/.ready: pyproject.toml
+# The native engine needs Linux and a C++ compiler; without them everything else works, and says so.
+$(VENV)/.ready: pyproject.toml $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	@if [ "$$(uname -s)" = Linux ] && command -v c++ > /dev/null; then $(BIN)/python -m pip install --quiet ./native; \
+	else echo "Not Linux, or no C++ compiler: the native engine is left out."; fi
 	@touch $@
 
 demo: setup
 	$(BIN)/python examples/demo.py $(if $(MODEL),--model "$(MODEL)" --data "$(DATA)") $(if $(REQUIRE),--require "$(REQUIRE)")
 
-test: setup
+test: setup native-test
 	$(BIN)/coverage run -m pytest -q
 	$(BIN)/coverage report --skip-covered --skip-empty | tail -n 25
+
+# The same kernels and engine from C++: every instruction set that this machine grants.
+native-test:
+	@if [ "$$(uname -s)" = Linux ] && command -v cmake > /dev/null && command -v c++ > /dev/null; then \
+	cmake -S native -B native/build -DINGOT_TESTS=ON > /dev/null && cmake --build native/build \
+	&& native/build/kernels_test && native/build/engine_test; \
+	else echo "Not Linux, no cmake or no C++ compiler: the tests of the kernels are left out."; fi
 
 check: setup
 	$(BIN)/ruff format --check .
@@ -40,4 +51,4 @@ bench: setup
 
 clean:
 	-$(BIN)/python examples/demo.py --stop
-	rm -rf demo build dist site .coverage .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf demo build native/build dist site .coverage .mypy_cache .ruff_cache .hypothesis .import_linter_cache

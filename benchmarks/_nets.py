@@ -210,3 +210,32 @@ def minilm_folder() -> str:
     return str(
         min((p for p in folders if (p / "tokenizer.json").exists()), key=lambda p: len(str(p)))
     )
+
+
+class Sentence(nn.Module):
+    """A body of `transformers` that gives one vector per text: its first token's."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        found = self.body(input_ids=input_ids, attention_mask=attention_mask)
+        return found.last_hidden_state[:, 0]
+
+
+def bert_base_shape(seed: int = 0) -> nn.Module:
+    """Return a network of BERT-base's shape with random weights: 12 blocks of 768."""
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(seed)
+    return Sentence(BertModel(BertConfig(), add_pooling_layer=False)).eval()
+
+
+def roberta_base_shape(seed: int = 0) -> nn.Module:
+    """Return a network of RoBERTa-base's shape with random weights: 12 blocks of 768."""
+    from transformers import RobertaConfig, RobertaModel
+
+    torch.manual_seed(seed)
+    config = RobertaConfig(max_position_embeddings=514, type_vocab_size=1)
+    return Sentence(RobertaModel(config, add_pooling_layer=False)).eval()

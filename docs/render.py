@@ -20,6 +20,7 @@ PAGES = (
     "docs/reference/cli.md",
     "docs/evidence/first_light.md",
     "docs/evidence/post_training.md",
+    "docs/evidence/native_engine.md",
     "src/ingot_workloads/digits/README.md",
     "src/ingot_workloads/sst2_encoder/README.md",
 )

@@ -51,7 +51,7 @@ def test_a_plug_in_that_fails_to_load_is_logged_and_left_out(monkeypatch, caplog
     with caplog.at_level(logging.ERROR):
         found = engines()
 
-    assert list(found) == ["onnxruntime", "openvino"]
+    assert list(found) == ["onnxruntime", "openvino", "native"]
     assert "engine plug-in acme cannot be loaded" in caplog.text
 
 

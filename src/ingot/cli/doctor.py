@@ -14,6 +14,7 @@ from ingot.core.units import show_bytes
 EXTRAS = {
     "compress": ("torch", "onnxscript"),
     "openvino": ("openvino",),
+    "native": ("ingot_native",),
     "hf": ("transformers",),
     "data": ("pyarrow", "PIL"),
     "report": ("jinja2",),

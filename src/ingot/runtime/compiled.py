@@ -6,13 +6,11 @@ used only where the model, the configuration, the engine's version and the proce
 was made for, its files are whole, and it still gives the answers that the model itself gave.
 """
 
-import io
 import json
 import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -20,7 +18,7 @@ import numpy as np
 
 from ingot.core.digest import Json, canonical_json, digest_json, hex_of
 from ingot.core.errors import EngineError
-from ingot.core.files import home, new_folder
+from ingot.core.files import digest_file, home, new_folder
 from ingot.data.data import Array
 from ingot.models.model import Model
 from ingot.runtime.cpu import thread_count
@@ -37,17 +35,15 @@ log = logging.getLogger(__name__)
 class CompilesAhead(Protocol):
     """An engine that can keep what it compiled. Optional: others compile on every opening."""
 
-    def compile_ahead(self, model: Model, config: EngineConfig) -> dict[str, bytes]:
-        """Return the compiled pieces by file name."""
+    def compile_ahead(self, model: Model, config: EngineConfig, folder: Path) -> None:
+        """Write what was compiled into a folder that is empty."""
         ...
 
-    def open_compiled(
-        self, model: Model, config: EngineConfig, pieces: Mapping[str, bytes]
-    ) -> Session:
-        """Open from pieces.
+    def open_compiled(self, model: Model, config: EngineConfig, folder: Path) -> Session:
+        """Open from what was written.
 
         Raises:
-            EngineError: They are not pieces of this engine and version.
+            EngineError: It is not of this engine and version.
         """
         ...
 
@@ -81,15 +77,29 @@ def keep_form(
     """
     if not isinstance(engine, CompilesAhead):
         return None
-    pieces = engine.compile_ahead(model, config)
-    probes = _answers(engine.open(model, config), _inputs(model, config))
-    kept = engine.open_compiled(model, config, pieces)
-    if not _still_holds(kept, probes):
-        raise EngineError(
-            f"What {engine.name} keeps of a model must answer as the model does; it does not. "
-            "Nothing was kept: the model is compiled when it is opened."
-        )
-    return _write(model, config, status, pieces, probes)
+    final = _folder(model, config, status)
+    shutil.rmtree(final, ignore_errors=True)
+    with new_folder(final) as folder:
+        engine.compile_ahead(model, config, folder)
+        files = sorted(path.name for path in folder.iterdir())
+        probes = _answers(engine.open(model, config), _inputs(model, config))
+        kept = engine.open_compiled(model, config, folder)
+        holds = _still_holds(kept, probes)
+        kept.close()
+        if not holds:
+            raise EngineError(
+                f"What {engine.name} keeps of a model must answer as the model does; it does not. "
+                "Nothing was kept: the model is compiled when it is opened."
+            )
+        np.savez(folder / PROBES_FILE, allow_pickle=False, **probes)
+        facts: Json = {
+            "engine": config.engine,
+            "files": {name: digest_file(folder / name) for name in (*files, PROBES_FILE)},
+        }
+        (folder / FACTS_FILE).write_bytes(canonical_json(facts))
+        folder.chmod(0o700)
+        size = sum(path.stat().st_size for path in folder.iterdir())
+    return Form(final, config.engine, size)
 
 
 def open_form(
@@ -105,10 +115,10 @@ def open_form(
     if not isinstance(engine, CompilesAhead) or not folder.is_dir():
         return None
     try:
-        pieces = _read(folder)
-        with np.load(io.BytesIO(pieces.pop(PROBES_FILE)), allow_pickle=False) as archive:
+        _check_files(folder)
+        with np.load(folder / PROBES_FILE, allow_pickle=False) as archive:
             probes = {name: archive[name] for name in archive.files}
-        session = engine.open_compiled(model, config, pieces)
+        session = engine.open_compiled(model, config, folder)
         if _still_holds(session, probes):
             return session
         session.close()
@@ -174,34 +184,8 @@ def _still_holds(session: Session, probes: Mapping[str, Array]) -> bool:
     return True
 
 
-def _write(
-    model: Model,
-    config: EngineConfig,
-    status: Availability,
-    pieces: Mapping[str, bytes],
-    probes: Mapping[str, Array],
-) -> Form:
-    archive = io.BytesIO()
-    np.savez(archive, allow_pickle=False, **probes)
-    files = {**pieces, PROBES_FILE: archive.getvalue()}
-    facts: Json = {
-        "engine": config.engine,
-        "files": {name: sha256(data).hexdigest() for name, data in files.items()},
-    }
-    folder = _folder(model, config, status)
-    shutil.rmtree(folder, ignore_errors=True)
-    with new_folder(folder) as target:
-        for name, data in files.items():
-            (target / name).write_bytes(data)
-        (target / FACTS_FILE).write_bytes(canonical_json(facts))
-        target.chmod(0o700)
-    return Form(folder, config.engine, sum(map(len, files.values())))
-
-
-def _read(folder: Path) -> dict[str, bytes]:
+def _check_files(folder: Path) -> None:
     facts = json.loads((folder / FACTS_FILE).read_bytes())
-    files = {name: (folder / name).read_bytes() for name in facts["files"]}
-    for name, data in files.items():
-        if sha256(data).hexdigest() != facts["files"][name]:
+    for name, digest in facts["files"].items():
+        if digest_file(folder / name) != digest:
             raise EngineError(f"Its file {name} must be as it was written; it was changed.")
-    return files

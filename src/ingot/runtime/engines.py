@@ -11,6 +11,7 @@ from ingot.models.model import Model
 from ingot.runtime.buckets import BucketSession
 from ingot.runtime.compiled import Form, keep_form, open_form
 from ingot.runtime.engine import Availability, Engine, EngineConfig, Session
+from ingot.runtime.native_engine import NativeEngine
 from ingot.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from ingot.runtime.openvino_engine import OpenVinoEngine
 
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
 
 ENGINE_GROUP = "ingot.engines"
 log = logging.getLogger(__name__)
-_BUILT_IN: tuple[Callable[[], Engine], ...] = (OnnxRuntimeEngine, OpenVinoEngine)
+_BUILT_IN: tuple[Callable[[], Engine], ...] = (
+    OnnxRuntimeEngine,
+    OpenVinoEngine,
+    NativeEngine,
+)
 
 
 def engines(factory: "Callable[[], Module] | None" = None) -> dict[str, Engine]:

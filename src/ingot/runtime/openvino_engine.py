@@ -48,33 +48,36 @@ class OpenVinoEngine:
         Raises:
             EngineError: A bad configuration, or an operator that OpenVINO cannot run.
         """
-        return self.open_compiled(model, config, {})
+        return self._open(model, config, None)
 
-    def compile_ahead(self, model: Model, config: EngineConfig) -> dict[str, bytes]:
-        """Return a blob per compiled graph, named by its shape: `1x128`, or `any`.
+    def compile_ahead(self, model: Model, config: EngineConfig, folder: Path) -> None:
+        """Write a blob per compiled graph, named by its shape: `1x128`, or `any`.
 
         Raises:
             EngineError: As `open`.
         """
         check_config(self.name, config, tuple(HINT))
-        shapes = known_shapes(model.signature, config) or {(): {}}
-        return {
-            piece_name(size): OpenVinoSession(model, config, shape).export()
-            for size, shape in shapes.items()
-        }
+        for size, shape in (known_shapes(model.signature, config) or {(): {}}).items():
+            session = OpenVinoSession(model, config, shape)
+            (folder / piece_name(size)).write_bytes(session.export())
+            session.close()
 
-    def open_compiled(
-        self, model: Model, config: EngineConfig, pieces: Mapping[str, bytes]
-    ) -> Session:
+    def open_compiled(self, model: Model, config: EngineConfig, folder: Path) -> Session:
         """Open from blobs; a graph that has none is compiled from the model.
 
         Raises:
             EngineError: As `open`, or a blob from elsewhere.
         """
+        return self._open(model, config, folder)
+
+    def _open(self, model: Model, config: EngineConfig, folder: Path | None) -> Session:
         check_config(self.name, config, tuple(HINT))
 
         def opened(size: Sizes, shapes: Shapes) -> Session:
-            return OpenVinoSession(model, config, shapes, pieces.get(piece_name(size)))
+            blob = folder / piece_name(size) if folder else None
+            return OpenVinoSession(
+                model, config, shapes, blob.read_bytes() if blob and blob.is_file() else None
+            )
 
         if not known_shapes(model.signature, config):
             return opened((), {})

@@ -89,7 +89,9 @@ def _with_shapes(
     """Return a configuration with what can be compiled ahead for the requests that matter."""
     fits = config.engine == "openvino" and has_row_axis(model.signature)
     sizes = tuple(sorted(set(batch_sizes))) if fits else ()
-    return replace(config, buckets=tuple(buckets), batch_sizes=sizes)
+    # the native engine computes no padding: there is nothing to pad up to
+    lengths = () if config.engine == "native" else tuple(buckets)
+    return replace(config, buckets=lengths, batch_sizes=sizes)
 
 
 def _integers(
@@ -100,8 +102,7 @@ def _integers(
         if name not in engines:
             continue
         # What stays float in a quantized graph runs in fp32, or in the narrowest type there is.
-        precisions = engines[name].precisions(model)
-        precision = precisions[0] if rest == "fp32" else precisions[-1]
+        precision = "fp32" if rest == "fp32" else engines[name].precisions(model)[-1]
         found = [
             Trial(Recipe((method,)), EngineConfig(name, precision, threads)) for method in methods
         ]
@@ -114,6 +115,7 @@ def _integers(
 # stays float makes no difference there.
 _PRIOR: dict[Architecture, Prior] = {
     "transformer": (
+        ("native", "fp32", (QuantizeWeights(),)),
         (
             "openvino",
             "narrow",

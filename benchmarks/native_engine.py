@@ -1,0 +1,32 @@
+"""The native engine, measured: `python benchmarks/native_engine.py [SECTION ...]`.
+
+Encoders in eight bits beside every peer, interleaved in fresh processes. Run it alone. Needs the
+shared data (`--data FOLDER`, `../shared/data` unless said), the extra `peers` and `./native`.
+"""
+
+import os
+from pathlib import Path
+
+HERE = Path(__file__).parent
+WORK = HERE.parent / "build" / "native_engine"
+os.environ.setdefault("INGOT_HOME", str(WORK / "home"))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+
+import _encoders  # noqa: E402 # the environment comes first
+from _results import run_sections  # noqa: E402
+
+COLUMNS = {
+    "race": ["network", "shape", "threads", "runner", "ms", "runner / ours"],
+    "sets": ["instruction set", "shape", "ms", "best peer with the same cap, ms", "peer / ours"],
+    "quality": ["network", "form", "Spearman x 100", "lost, points", "MB", "sentences/s"],
+}
+SECTIONS = {
+    "minilm": _encoders.minilm,
+    "stsb": _encoders.stsb,
+    "bert": _encoders.bert_shapes,
+    "sets": _encoders.sets,
+    "start": _encoders.start,
+}
+
+if __name__ == "__main__":
+    run_sections("native_engine", SECTIONS, COLUMNS, WORK, about=__doc__)

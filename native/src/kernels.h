@@ -1,0 +1,97 @@
+// The inner loops, once per instruction set. Everything above them is written once.
+//
+// Contract, the same for every set:
+//   * integer sums are exact, so the sets differ in float rounding only;
+//   * a row's result depends on that row (and, in attention, on its sequence) alone, never on how many rows
+//     are computed beside it: an answer is bit-identical alone and in company;
+//   * sums of k products fit 32 bits: k is below 2^17;
+//   * no allocation, no globals, no alignment asked of activations; packed weights are 64-byte aligned.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace ingot {
+
+enum class Activation : int32_t { none = 0, gelu = 1, gelu_tanh = 2, relu = 3, silu = 4, tanh = 5 };
+
+// A matrix of weights [n][k] in eight bits, one scale per row ("output channel").
+//   codes  s8 [n_pad / 16][k_pad / 4][16][4]: sixteen outputs, four inputs together. n_pad and k_pad are n and k
+//          rounded up to 16 and 64; what is added is zero. 64 codes of k are one AMX tile.
+//   sums   s32 [n_pad]: the sum of a row's codes, for activations that are stored shifted by 128.
+struct Weights8 {
+    const int8_t* codes;
+    const float* scales;   // [n_pad]
+    const int32_t* sums;   // [n_pad]
+    const float* bias;     // [n_pad]; zeros where the layer has none
+    int32_t n, k, n_pad, k_pad;
+};
+
+// Rows of activations in eight bits, symmetric, one scale per row: x = (code - 128) * scale, code in 1..255.
+// A row of zeros, or of less than 2^-100, has scale 0; a row with NaN or infinity has scale NaN. Columns from k to
+// k_pad hold 128.
+struct Rows8 {
+    uint8_t* codes;        // [rows][k_pad]
+    float* scales;         // [rows]
+};
+
+struct Linear {
+    const uint8_t* codes;  // [rows][k_pad]
+    const float* scales;   // [rows]
+    const Weights8* weights;
+    int32_t rows;
+    int32_t first, last;   // columns of the output to compute: first is a multiple of 16
+    Activation activation; // applied to x w^T + bias, before what follows
+    const float* times;    // [rows][ld_times] or null: result is multiplied by it (gated layers)
+    int64_t ld_times;
+    const float* plus;     // [rows][ld_plus] or null: then added (residual); may be the output itself
+    int64_t ld_plus;
+    float* out;            // [rows][ld_out]
+    int64_t ld_out;
+};
+
+// Attention of some rows of one head of one sequence. Scores, softmax and sums are fp32 (products may be bf16
+// where the set has them: then queries, keys, values and probabilities are rounded to it, sums stay fp32).
+// A row that sees no key is zeros. NaN or infinity among the values may reach rows that do not see it.
+struct Attention {
+    const float* q;        // [rows][ld_q], head_dim columns
+    const float* k;        // [keys][ld_k]
+    const float* v;        // [keys][ld_v]
+    float* out;            // [rows][ld_out]
+    int64_t ld_q, ld_k, ld_v, ld_out;
+    int32_t rows, keys, head_dim;
+    int32_t first_row;     // position of row 0 among the keys: for causal masks, windows and relative bias
+    bool causal;           // key j is seen by row i when j <= first_row + i
+    int32_t window;        // 0: all; else only keys with |i - j| <= window
+    float scale;           // of the scores
+    const float* relative; // null, or a table indexed by (j - i) + relative_zero, added to the scaled scores
+    int32_t relative_zero;
+    void* scratch;         // attention_scratch(keys, head_dim, rows) bytes, 64-byte aligned
+};
+
+struct Kernels {
+    const char* name;      // "scalar", "avx2", "avx2-vnni", "avx512", "avx512-vnni", "avx512-vnni-bf16", "amx"
+    // Largest magnitude of the row / 127; ties to even.
+    void (*quantize_rows)(const float* x, int64_t ld, int32_t rows, int32_t k, int32_t k_pad, Rows8 out);
+    void (*linear)(const Linear& job);
+    // y = (x - mean) / sqrt(var + epsilon) * weight + bias; bias may be null. y may be x.
+    void (*layer_norm)(const float* x, int64_t ld_x, int32_t rows, int32_t n, const float* weight, const float* bias,
+                       float epsilon, float* y, int64_t ld_y);
+    // y = x / sqrt(mean(x^2) + epsilon) * weight. y may be x.
+    void (*rms_norm)(const float* x, int64_t ld_x, int32_t rows, int32_t n, const float* weight, float epsilon,
+                     float* y, int64_t ld_y);
+    // Rotates pairs (d, d + rotary / 2) of `heads` heads in place; row r by the angles at positions[r].
+    // cosine and sine: [positions][rotary / 2].
+    void (*rotate)(float* x, int64_t ld, int32_t rows, int32_t heads, int32_t head_dim, int32_t rotary,
+                   const int32_t* positions, const float* cosine, const float* sine);
+    void (*attention)(const Attention& job);
+    // Grows with each argument: the memory for the largest job serves all smaller ones.
+    size_t (*attention_scratch)(int32_t keys, int32_t head_dim, int32_t rows);
+};
+
+// The table of an instruction set, or null if this build or this CPU (CPUID, XCR0, and for AMX the kernel's
+// permission) does not have it. Never executes an instruction that was not granted.
+const Kernels* kernels_of(const char* name);
+// The fastest that is granted; `scalar` always is.
+const Kernels* best_kernels();
+
+}  // namespace ingot

@@ -1,0 +1,17 @@
+// AVX2 and FMA: the machines without AVX512.
+#include "kernels.h"
+#include "vec_avx2.h"
+
+#include "activation.inl"
+#include "rows.inl"
+#include "linear_avx2.inl"
+#include "attention_fp32.inl"
+#include "attention.inl"
+
+namespace ingot {
+
+extern const Kernels kernels_avx2;
+const Kernels kernels_avx2 = {"avx2",   quantize_rows, linear,    layer_norm,
+                              rms_norm, rotate,        attention, attention_scratch};
+
+}  // namespace ingot

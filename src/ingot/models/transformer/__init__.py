@@ -1,0 +1,1 @@
+"""Transformers taken apart: from a graph to sizes, choices and named tensors."""
