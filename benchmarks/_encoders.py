@@ -93,7 +93,7 @@ def sets(shared: Path, work: Path) -> Section:
     for mine, theirs in CAPS.items():
         with _environment(INGOT_NATIVE_ISA=mine, ONEDNN_MAX_CPU_ISA=theirs,
                           DNNL_MAX_CPU_ISA=theirs):  # fmt: skip
-            run = _race(encoder, (1, 128), work / mine, threads=physical_cores())
+            run = _race(encoder, (1, 128), work, threads=physical_cores(), folder=work / mine)
         best = run.best_peers()[0]
         value, low, high = run.ratio(best, "ingot")
         section.rows.setdefault("sets", []).append([
@@ -138,7 +138,7 @@ def stsb(shared: Path, work: Path) -> Section:
         )
     )
     row = quality(METRICS["spearman"], before, after, split.targets)
-    lost = row.difference
+    lost = row.drop
     section = Section([
         _ratio("MiniLM, six layers, sentences/s at STS-B lengths, ours / NNCF batched naively",
                speed["ours"], speed["naive"], 2.0),
@@ -193,12 +193,13 @@ def _race(
     *,
     threads: int,
     torch: tuple[str, ...] = (),
+    folder: Path | None = None,
 ) -> Race:
     """Race everybody, then the best two peers again in five processes."""
     entries = encoder.entries(work, threads)
     entries += [torch_peer(name, "minilm") for name in torch]
     feeds = feeds_at(encoder.model, *shape)
-    folder, big = work / f"{shape[0]}x{shape[1]}_{threads}", shape[0] > 1
+    folder, big = folder or work / f"{shape[0]}x{shape[1]}_{threads}", shape[0] > 1
     run = race(entries, feeds, folder, threads=threads, processes=2, rounds=4 if big else 15,
                calls=1 if big else 4)  # fmt: skip
     last = final(run, entries, feeds, folder / "final", threads=threads, processes=5,

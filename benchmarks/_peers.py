@@ -1,5 +1,6 @@
 """The peers: what a user would run instead, prepared with their own tools and default settings."""
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -96,7 +97,9 @@ def open_peer(name: str, path: Path, threads: int, feeds: Feeds) -> Answer:
     """
     if name.startswith("ort"):
         return _open_ort(path, threads)
-    precision = "f32" if name == "openvino-fp32" else "bf16"
+    # a set without bf16 would be made to emulate it
+    capped = not os.environ.get("ONEDNN_MAX_CPU_ISA", "BF16").endswith("BF16")
+    precision = "f32" if capped or name == "openvino-fp32" else "bf16"
     return _open_openvino(
         path, threads, precision, fixed=feeds if name.endswith("-fixed") else None
     )

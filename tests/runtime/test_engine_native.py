@@ -97,9 +97,7 @@ def test_bf16_is_refused(small):
         NativeEngine().open(small, replace(ONE, precision="bf16"))
 
 
-def test_the_packed_form_gives_the_same_bits_and_nothing_is_taken_apart(
-    small, tokens, monkeypatch
-):
+def test_the_packed_form_gives_the_same_bits_and_nothing_is_taken_apart(small, tokens, monkeypatch):
     wanted = open_session(small, ONE).run(tokens)
     form = compile_ahead(small, ONE)
     monkeypatch.setattr("ingot.runtime.native_engine._recognized", None)
