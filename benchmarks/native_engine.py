@@ -13,11 +13,13 @@ os.environ.setdefault("INGOT_HOME", str(WORK / "home"))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
 
 import _encoders  # noqa: E402 # the environment comes first
+import _native_cases  # noqa: E402
 from _results import run_sections  # noqa: E402
 
 COLUMNS = {
     "race": ["network", "shape", "threads", "runner", "ms", "runner / ours"],
     "sets": ["instruction set", "shape", "ms", "best peer with the same cap, ms", "peer / ours"],
+    "cases": ["instruction set", "agree", "agree but for a code at a tie", "do not agree"],
     "quality": ["network", "form", "Spearman x 100", "lost, points", "MB", "sentences/s"],
 }
 SECTIONS = {
@@ -26,6 +28,7 @@ SECTIONS = {
     "bert": _encoders.bert_shapes,
     "sets": _encoders.sets,
     "start": _encoders.start,
+    "correctness": _native_cases.correctness,
 }
 
 if __name__ == "__main__":

@@ -240,10 +240,12 @@ def test_without_a_calibration_split_nothing_that_needs_one_is_planned(cnn, data
     assert methods == {"QuantizeWeights"}
 
 
-def test_buckets_go_into_every_trial_of_masked_text(encoder, texts):
+def test_buckets_go_into_every_trial_of_masked_text_but_where_nothing_is_padded(encoder, texts):
     found = plan(encoder, texts, threads=1, buckets=(4, 8))
+    padding = [t.config.buckets for t in found if t.config.engine != "native"]
 
-    assert {trial.config.buckets for trial in found} == {(4, 8)}
+    assert set(padding) == {(4, 8)}
+    assert {t.config.buckets for t in found if t.config.engine == "native"} <= {()}
 
 
 def test_the_default_claim_follows_the_task(data):
@@ -281,7 +283,7 @@ def test_a_plan_compiles_ahead_for_the_batches_asked_for_where_openvino_can(
 
 def test_small_networks_are_also_tried_on_one_core(cnn, data, tmp_path):
     job = Job(cnn, data, ())
-    fast, slow = (_held(latency) for latency in (0.5, 3.0))
+    fast, slow = (_held(latency) for latency in (0.4, 3.0))
 
     found = fewer_threads(job, Judged((fast, slow), fast, "accuracy", "batch 1"), SILENT)
 

@@ -22,7 +22,7 @@ ISA_FLAGS = {
     "i8mm": "i8mm",
     "bf16": "bf16",
 }
-LIBRARIES = ("numpy", "onnxruntime", "openvino", "ingot-native", "torch")
+LIBRARIES = ("ingot-native", "numpy", "onnxruntime", "openvino", "torch")  # in the order JSON keeps
 
 
 def describe_machine(root: Path = Path("/")) -> dict[str, Json]:
