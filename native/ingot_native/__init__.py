@@ -5,11 +5,11 @@ file, `Encoder` runs it. Importing loads numpy and nothing compiled; the library
 first `Encoder`.
 """
 
+from ingot_native.binding import granted_sets
 from ingot_native.encoder import Encoder
 from ingot_native.errors import InputError, LibraryError, NativeError, PackedFileError, PackError
 from ingot_native.file import read_packed, write_packed
 from ingot_native.layout import Packed
-from ingot_native.library import granted_sets
 from ingot_native.pack import pack
 from ingot_native.spec import TransformerSpec
 

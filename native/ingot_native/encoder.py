@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ingot_native import library as lib
+from ingot_native import binding
 from ingot_native.errors import InputError, LibraryError
 from ingot_native.file import read_packed
 from ingot_native.layout import ACTIVATIONS, NORMS, POOLS, POSITIONS, Packed, head_of
@@ -62,29 +62,29 @@ class Encoder:
         self.spec = packed.spec
         self._tensors = {name: aligned(tensor) for name, tensor in packed.tensors.items()}
         self._create(packed, threads, isa)
-        library = lib.library()
+        library = binding.loaded()
         self.threads = int(library.ingot_threads(self._handle))
         self.isa = library.ingot_isa(self._handle).decode()
         self.width = int(library.ingot_width(self._handle))
 
     def _create(self, packed: Packed, threads: int, isa: str | None) -> None:
-        tensors = (lib.Tensor * len(self._tensors))(
+        tensors = (binding.Tensor * len(self._tensors))(
             *(
-                lib.Tensor(name.encode(), tensor.ctypes.data, tensor.nbytes)
+                binding.Tensor(name.encode(), tensor.ctypes.data, tensor.nbytes)
                 for name, tensor in self._tensors.items()
             )
         )
         spec = _spec_struct(packed)
-        config = lib.Config(
-            ctypes.sizeof(lib.Config),
+        config = binding.Config(
+            ctypes.sizeof(binding.Config),
             threads,
             isa.encode() if isa is not None else None,
             ctypes.pointer(spec),
             tensors,
             len(tensors),
         )
-        text = ctypes.create_string_buffer(lib.ERROR_BYTES)
-        code = lib.library().ingot_create(config, ctypes.byref(self._handle), text, len(text))
+        text = ctypes.create_string_buffer(binding.ERROR_BYTES)
+        code = binding.loaded().ingot_create(config, ctypes.byref(self._handle), text, len(text))
         if code:
             raise LibraryError(text.value.decode(errors="replace"))
 
@@ -133,13 +133,13 @@ class Encoder:
         offsets: NDArray[np.int64],
         answer: NDArray[np.float32],
     ) -> None:
-        text = ctypes.create_string_buffer(lib.ERROR_BYTES)
+        text = ctypes.create_string_buffer(binding.ERROR_BYTES)
         if self._process != os.getpid():  # a fork may have copied the lock while it was held
             self._process, self._lock = os.getpid(), threading.Lock()
         with self._lock:
             if self._handle.value is None:
                 raise LibraryError("The encoder must be open; it was closed. Make another.")
-            code = lib.library().ingot_run(
+            code = binding.loaded().ingot_run(
                 self._handle,
                 ids.ctypes.data,
                 types.ctypes.data if types is not None else None,
@@ -153,7 +153,7 @@ class Encoder:
             )
         if code:
             message = text.value.decode(errors="replace")
-            raise InputError(message) if code == lib.BAD_INPUT else LibraryError(message)
+            raise InputError(message) if code == binding.BAD_INPUT else LibraryError(message)
 
     def close(self) -> None:
         """Stop the threads and give back the memory, after a call in progress; twice is once."""
@@ -161,7 +161,7 @@ class Encoder:
             handle, self._handle = self._handle, ctypes.c_void_p()
             self._tensors = {}
             if handle.value is not None:
-                lib.library().ingot_free(handle)
+                binding.loaded().ingot_free(handle)
 
     def __enter__(self) -> Self:
         return self
@@ -179,18 +179,18 @@ class Encoder:
             self.close()
 
 
-def _spec_struct(packed: Packed) -> lib.Spec:
+def _spec_struct(packed: Packed) -> binding.Spec:
     spec = packed.spec
     facts: dict[str, Any] = {  # a C struct's fields are set by name
         name: int(value)
         for name, value in spec.to_json().items()
-        if isinstance(value, int) and name in lib.Spec.__dict__
+        if isinstance(value, int) and name in binding.Spec.__dict__
     }
     activations, layers = head_of(spec), spec.layers
     n_head = len(activations)
     head = (ctypes.c_int32 * n_head)(*(ACTIVATIONS.index(name) for name in activations))
     facts |= {
-        "struct_size": ctypes.sizeof(lib.Spec),
+        "struct_size": ctypes.sizeof(binding.Spec),
         "position": POSITIONS.index(spec.position),
         "norm": NORMS.index(spec.norm),
         "activation": ACTIVATIONS.index(spec.activation),
@@ -205,7 +205,7 @@ def _spec_struct(packed: Packed) -> lib.Spec:
         facts["rotary_bases"] = (ctypes.c_double * layers)(*spec.rotary_bases)
     if spec.windows:
         facts["windows"] = (ctypes.c_int32 * layers)(*spec.windows)
-    return lib.Spec(**facts)
+    return binding.Spec(**facts)
 
 
 def _unpadded(

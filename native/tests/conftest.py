@@ -12,7 +12,7 @@ if find_spec("ingot_native") is None:
     sys.path.insert(0, str(NATIVE))
 
 from ingot_native import granted_sets  # noqa: E402  # the path above comes first
-from ingot_native.library import library_path  # noqa: E402
+from ingot_native.binding import library_path  # noqa: E402
 
 _BUILT = NATIVE / "build" / "libingot_native.so"
 if not library_path().exists() and _BUILT.exists():

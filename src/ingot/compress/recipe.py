@@ -154,17 +154,13 @@ class Recipe:
             DataError: A split is missing, does not fit the model, or holds tokens that the model
                 does not know.
         """
-        from ingot.models.feeds import feeds_for, fixed_rows
-        from ingot.models.vocabulary import check_tokens
+        from ingot.models.vocabulary import check_rows
 
         self._check_order(model, factory)
         self._check_data(data)
         needed = {name for method in self.methods for name in method.needs} - {"labels"}
         for name in sorted(needed if data is not None else ()):
-            part = (data or NOTHING).split(name)
-            some = range(min(len(part), fixed_rows(model.signature) or 1))
-            feeds_for(model.signature, part.take(some).inputs)
-            check_tokens(model, part.inputs)
+            check_rows(model, (data or NOTHING).split(name))
 
     @property
     def _starts_with_torch(self) -> bool:

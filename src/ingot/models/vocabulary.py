@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import onnx
 
 from ingot.core.errors import DataError
-from ingot.data.data import Array
+from ingot.data.data import Array, Split
+from ingot.models.feeds import feeds_for, fixed_rows
 from ingot.models.model import Model
 from ingot.models.onnx_format import read_skeleton
 
@@ -22,6 +23,17 @@ def vocabulary_size(proto: onnx.ModelProto) -> int:
         if node.op_type == "Gather" and node.input[1] in ids:
             return sizes.get(node.input[0], 0)
     return 0
+
+
+def check_rows(model: Model, split: Split) -> None:
+    """Refuse rows that a model cannot take: names, types, sizes, and every token id.
+
+    Raises:
+        DataError: They do not fit its signature, or its table of tokens.
+    """
+    some = range(min(len(split), fixed_rows(model.signature) or 1))
+    feeds_for(model.signature, split.take(some).inputs)
+    check_tokens(model, split.inputs)
 
 
 def check_tokens(model: Model, inputs: Mapping[str, Array]) -> None:

@@ -20,11 +20,13 @@ from ingot.core.digest import Json, canonical_json, digest_json, hex_of
 from ingot.core.errors import EngineError
 from ingot.core.files import digest_file, home, new_folder
 from ingot.data.data import Array
+from ingot.models.feeds import fixed_rows
 from ingot.models.model import Model
 from ingot.runtime.cpu import thread_count
 from ingot.runtime.engine import Availability, Engine, EngineConfig, Session
 from ingot.runtime.feeds import feeds_at
 from ingot.runtime.machine import processor
+from ingot.runtime.openvino_shapes import known_shapes
 
 FACTS_FILE, PROBES_FILE = "form.json", "probes.npz"
 _SEQUENCE = 16  # of a probe where nothing names a length
@@ -119,9 +121,14 @@ def open_form(
         with np.load(folder / PROBES_FILE, allow_pickle=False) as archive:
             probes = {name: archive[name] for name in archive.files}
         session = engine.open_compiled(model, config, folder)
-        if _still_holds(session, probes):
+        holds = False
+        try:
+            holds = _still_holds(session, probes)
+        finally:
+            if not holds:
+                session.close()
+        if holds:
             return session
-        session.close()
         why = "it answers otherwise than the model did"
     except (EngineError, OSError, ValueError, KeyError, TypeError) as error:
         why = str(error)
@@ -150,15 +157,9 @@ def _folder(model: Model, config: EngineConfig, status: Availability) -> Path:
 
 def _inputs(model: Model, config: EngineConfig) -> list[dict[str, Array]]:
     """Return one request per shape that is known ahead."""
-    from ingot.runtime.openvino_shapes import known_shapes
-
-    sizes = list(known_shapes(model.signature, config)) or [(_rows(model),)]
+    rows = fixed_rows(model.signature) or 1
+    sizes = list(known_shapes(model.signature, config)) or [(rows,)]
     return [feeds_at(model, size[0], size[1] if len(size) > 1 else _SEQUENCE) for size in sizes]
-
-
-def _rows(model: Model) -> int:
-    first = model.signature.inputs[0].shape[:1]
-    return first[0] if first and isinstance(first[0], int) else 1
 
 
 def _answers(session: Session, inputs: list[dict[str, Array]]) -> dict[str, Array]:

@@ -7,8 +7,7 @@ from ingot.core.errors import IngotError
 from ingot.core.progress import Progress
 from ingot.evaluate.compare import plan as plan_claims
 from ingot.evaluate.costs import timing_feeds
-from ingot.models.feeds import feeds_for, fixed_rows
-from ingot.models.vocabulary import check_tokens
+from ingot.models.vocabulary import check_rows
 from ingot.runtime.energy import check_goal
 from ingot.search.job import Job
 
@@ -27,9 +26,7 @@ def check_job(job: Job) -> None:
     split = job.data.split(job.split)
     plan_claims(job.data, split, job.claims)
     for part in job.data.splits.values():
-        some = range(min(len(part), fixed_rows(job.model.signature) or 1))
-        feeds_for(job.model.signature, part.take(some).inputs)
-        check_tokens(job.model, part.inputs)
+        check_rows(job.model, part)
     timing_feeds(job.model, split, job.shapes, seed=job.seed)
 
 

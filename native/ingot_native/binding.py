@@ -131,7 +131,7 @@ def library_path() -> Path:
 
 
 @cache
-def library() -> ctypes.CDLL:
+def loaded() -> ctypes.CDLL:
     """Load the compiled library once.
 
     Raises:
@@ -139,21 +139,21 @@ def library() -> ctypes.CDLL:
     """
     path = library_path()
     try:
-        loaded = ctypes.CDLL(str(path))
+        library = ctypes.CDLL(str(path))
         for name, (result, arguments) in _SIGNATURES.items():
-            function = getattr(loaded, name)
+            function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         raise LibraryError(
             f"The compiled library must be at {path}; {error}. Install ingot-native for this "
             "platform, or build native/ with cmake and point INGOT_NATIVE_LIBRARY to it."
         ) from error
-    if loaded.ingot_abi() != ABI:
+    if library.ingot_abi() != ABI:
         raise LibraryError(
-            f"The library must speak interface {ABI}; {path} speaks {loaded.ingot_abi()}. "
+            f"The library must speak interface {ABI}; {path} speaks {library.ingot_abi()}. "
             "Build it again."
         )
-    return loaded
+    return library
 
 
 def granted_sets() -> tuple[str, ...]:
@@ -162,4 +162,4 @@ def granted_sets() -> tuple[str, ...]:
     Raises:
         LibraryError: The compiled library is missing.
     """
-    return tuple(library().ingot_sets().decode().split())
+    return tuple(loaded().ingot_sets().decode().split())
