@@ -12,7 +12,7 @@ import numpy as np
 from _contest import PeerSession, _calibration_rows
 from _results import Claim, Section
 from _rungs import _as_given, _by_length, _ratio
-from _runners import Race, final, ours, peer, race, table_rows, torch_peer
+from _runners import Race, final, ours, peer, race, torch_peer
 
 from ingot.compress.quantize.weights import QuantizeWeights
 from ingot.compress.recipe import Recipe
@@ -62,6 +62,27 @@ class Encoder:
         return [ours("ingot", self.small, config), *(peer(n, p) for n, p in paths.items())]
 
 
+@dataclass(frozen=True)
+class Contest:
+    """A race of everybody, and the final of ours with the two best peers."""
+
+    first: Race
+    last: Race
+
+    def rows(self) -> list[list]:
+        """Return runner, ms and the ratio to ours; who missed the final has the first race's."""
+        rows = []
+        for name in sorted(self.first.rounds, key=self.first.typical):
+            is_last = name in self.last.rounds
+            run = self.last if is_last else self.first
+            value, low, high = run.ratio(name, "ingot")
+            ends = f"[{low:.2f}, {high:.2f}]" if is_last else "(not in the final)"
+            ratio = "1" if name == "ingot" else f"{value:.2f} {ends}"
+            rows.append([name, f"{run.typical(name):.3g}", ratio])
+        failed = self.first.failed.items()
+        return [*rows, *([n, "does not run", why.splitlines()[0][:80]] for n, why in failed)]
+
+
 def minilm(shared: Path, work: Path) -> Section:
     """Race MiniLM, unmodified, on two threads and on one."""
     encoder, section = _minilm(shared, work)[0], Section()
@@ -93,7 +114,14 @@ def sets(shared: Path, work: Path) -> Section:
     for mine, theirs in CAPS.items():
         with _environment(INGOT_NATIVE_ISA=mine, ONEDNN_MAX_CPU_ISA=theirs,
                           DNNL_MAX_CPU_ISA=theirs):  # fmt: skip
-            run = _race(encoder, (1, 128), work, threads=physical_cores(), folder=work / mine)
+            run = _race(
+                encoder,
+                (1, 128),
+                work,
+                threads=physical_cores(),
+                folder=work / mine,
+                only=("ingot", "openvino"),
+            )  # ONNX Runtime's own kernels know no cap
         best = run.best_peers()[0]
         value, low, high = run.ratio(best, "ingot")
         section.rows.setdefault("sets", []).append([
@@ -194,9 +222,10 @@ def _race(
     threads: int,
     torch: tuple[str, ...] = (),
     folder: Path | None = None,
-) -> Race:
-    """Race everybody, then the best two peers again in five processes."""
-    entries = encoder.entries(work, threads)
+    only: tuple[str, ...] = ("",),
+) -> Contest:
+    """Race everybody, or whose name begins so; then the best two peers in five processes."""
+    entries = [e for e in encoder.entries(work, threads) if e["name"].startswith(only)]
     entries += [torch_peer(name, "minilm") for name in torch]
     feeds = feeds_at(encoder.model, *shape)
     folder, big = folder or work / f"{shape[0]}x{shape[1]}_{threads}", shape[0] > 1
@@ -204,39 +233,31 @@ def _race(
                calls=1 if big else 4)  # fmt: skip
     last = final(run, entries, feeds, folder / "final", threads=threads, processes=5,
                  rounds=6 if big else 30, calls=1 if big else 4, openings=2)  # fmt: skip
-    return _joined(run, last)
-
-
-def _joined(run: Race, last: Race) -> Race:
-    """Return the final, with the runners that only the first race had as failures of speed."""
-    slow = {n: f"{run.typical(n):.3g} ms in the first race" for n in run.rounds
-            if n not in last.rounds}  # fmt: skip
-    return Race(last.rounds, run.failed | slow)
+    return Contest(run, last)
 
 
 def _record(
     section: Section,
     encoder: Encoder,
     shape: tuple[int, int],
-    run: Race,
+    contest: Contest,
     *,
     threads: int,
     target: float | None,
 ) -> None:
-    what, best = f"{encoder.name}, {shape[0]} x {shape[1]}", run.best_peers()[0]
-    names = [*sorted(run.rounds, key=run.typical), *run.failed]
-    names.remove("ingot")
-    for row in table_rows(what, run, ["ingot", *names]):
-        section.rows.setdefault("race", []).append([encoder.name, f"{shape[0]} x {shape[1]}",
-                                                    threads, *row[1:]])  # fmt: skip
-    value, low, high = run.ratio(best, "ingot")
+    what, last = f"{shape[0]} x {shape[1]}", contest.last
+    best = last.best_peers()[0]
+    section.rows.setdefault("race", []).extend(
+        [encoder.name, what, threads, *row] for row in contest.rows()
+    )
+    value, low, high = last.ratio(best, "ingot")
     if target is None or threads != physical_cores():
         return
     section.claims.append(Claim(
-        f"{what}: best peer / ours", value, low, high, "x", len(run.rounds["ingot"]),
-        f">= {target:g}", met=low >= target,
-        peers={n: round(run.typical(n), 4) for n in run.rounds},
-        note=f"{best} {run.typical(best):.3g} ms, ours {run.typical('ingot'):.3g} ms",
+        f"{encoder.name}, {what}: best peer / ours", value, low, high, "x",
+        len(last.rounds["ingot"]), f">= {target:g}", met=low >= target,
+        peers={n: round(contest.first.typical(n), 4) for n in contest.first.rounds},
+        note=f"{best} {last.typical(best):.3g} ms, ours {last.typical('ingot'):.3g} ms",
     ))  # fmt: skip
 
 

@@ -84,7 +84,8 @@ def _open(entry: dict, feeds: dict, threads: int) -> _peers.Answer:
         return _open_ingot(entry)
     if entry["kind"] == "torch":
         return _open_torch(entry, list(feeds), threads)
-    return _peers.open_peer(entry["name"], Path(entry["path"]), threads, feeds)
+    name = entry["name"].partition("@")[0]  # what follows tells runners of one kind apart
+    return _peers.open_peer(name, Path(entry["path"]), threads, feeds)
 
 
 def _open_ingot(entry: dict) -> _peers.Answer:

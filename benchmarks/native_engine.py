@@ -13,20 +13,25 @@ os.environ.setdefault("INGOT_HOME", str(WORK / "home"))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
 
 import _encoders  # noqa: E402 # the environment comes first
+import _layers  # noqa: E402
 import _native_cases  # noqa: E402
+import _student  # noqa: E402
 from _results import run_sections  # noqa: E402
 
 COLUMNS = {
     "race": ["network", "shape", "threads", "runner", "ms", "runner / ours"],
     "sets": ["instruction set", "shape", "ms", "best peer with the same cap, ms", "peer / ours"],
+    "layers": ["network", "batch", "part", "threads", "GMAC", "ms", "TOPS", "of the peak"],
     "cases": ["instruction set", "agree", "agree but for a code at a tie", "do not agree"],
     "quality": ["network", "form", "Spearman x 100", "lost, points", "MB", "sentences/s"],
 }
 SECTIONS = {
     "minilm": _encoders.minilm,
     "stsb": _encoders.stsb,
+    "student": _student.student,
     "bert": _encoders.bert_shapes,
     "sets": _encoders.sets,
+    "layers": _layers.layers,
     "start": _encoders.start,
     "correctness": _native_cases.correctness,
 }

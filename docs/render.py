@@ -86,6 +86,18 @@ def roofline() -> str:
     return draw(found["tables"]["roofline"]["rows"])
 
 
+def native_roofline() -> str:
+    """Return the picture of how much of the machine each matrix of an encoder uses."""
+    found = json.loads((RESULTS / "native_engine.json").read_text())
+    *rows, peak = found["tables"]["layers"]["rows"]
+    bars = [
+        [f"{network}, {batch}: {part}", work, ms, rate, share]
+        for network, batch, part, threads, work, ms, rate, share in rows
+        if threads == 1 and share
+    ]
+    return draw([*bars, [*peak[:1], *peak[4:]]], by_size=False, left=290)
+
+
 def _table(found: dict) -> str:
     lines = [f"| {' | '.join(found['columns'])} |", "|" + "---|" * len(found["columns"])]
     lines += [f"| {' | '.join(str(cell) for cell in row)} |" for row in found["rows"]]
@@ -133,7 +145,10 @@ PARTS: dict[str, Callable[[str], str]] = {
     "workload": workload_table,
     "cli": cli_reference,
 }
-PICTURES: dict[str, Callable[[], str]] = {"docs/images/post_training_roofline.svg": roofline}
+PICTURES: dict[str, Callable[[], str]] = {
+    "docs/images/native_engine_layers.svg": native_roofline,
+    "docs/images/post_training_roofline.svg": roofline,
+}
 
 if __name__ == "__main__":
     main()

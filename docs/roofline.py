@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
-WIDTH, LEFT, RIGHT, TOP, BOTTOM, ROW = 960, 190, 300, 46, 54, 30
+WIDTH, RIGHT, TOP, BOTTOM, ROW = 960, 300, 46, 54, 30
 BAR = 16
 ROOM = 1.04  # the axis goes a little beyond the peak
 # A background of its own keeps the picture readable on any page.
@@ -19,50 +19,54 @@ STYLE = """
 """
 
 
-def draw(rows: Sequence[Sequence[str]]) -> str:
+def draw(rows: Sequence[Sequence[str]], *, by_size: bool = True, left: int = 190) -> str:
     """Return the picture as SVG.
 
     Args:
         rows: Network, GMAC, latency in ms, TOPS, share of the peak; the last row is the peak.
             Networks whose operations could not be counted have no TOPS and no bar.
+        by_size: Whether the longest bar comes first; else they stay as given.
+        left: Room for the names.
     """
     *networks, peak_row = rows
     peak = float(peak_row[3])
-    bars = sorted((row for row in networks if row[3]), key=lambda row: -float(row[3]))
+    bars = [row for row in networks if row[3]]
+    if by_size:
+        bars.sort(key=lambda row: -float(row[3]))
     height = TOP + ROW * len(bars) + BOTTOM
-    scale = (WIDTH - LEFT - RIGHT) / (peak * ROOM)
+    scale = (WIDTH - left - RIGHT) / (peak * ROOM)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
         "<title>Operations per second of each network against the int8 peak</title>",
         f"<style>{STYLE}</style>",
         f'<rect class="paper" width="{WIDTH}" height="{height}" rx="8"/>',
-        *_axis(peak, scale, height - BOTTOM),
-        *(part for i, row in enumerate(bars) for part in _bar(row, TOP + ROW * i, scale)),
-        *_peak(peak, LEFT + peak * scale, height - BOTTOM),
+        *_axis(peak, left, scale, height - BOTTOM),
+        *(part for i, row in enumerate(bars) for part in _bar(row, left, TOP + ROW * i, scale)),
+        *_peak(peak, left + peak * scale, height - BOTTOM),
         "</svg>\n",
     ]
     return "\n".join(parts)
 
 
-def _axis(peak: float, scale: float, bottom: float) -> list[str]:
+def _axis(peak: float, left: float, scale: float, bottom: float) -> list[str]:
     """Return a thin line and a number at every step, and the unit below."""
     step = next(s for s in (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 100) if peak / s <= 8)
     parts = []
     for i in range(int(peak * ROOM / step) + 1):
-        x = LEFT + i * step * scale
+        x = left + i * step * scale
         parts.append(f'<path class="grid" d="M{x:.1f} {TOP - 8}V{bottom}"/>')
         parts.append(f'<text class="tick soft" x="{x:.1f}" y="{bottom + 18}">{i * step:g}</text>')
-    middle = LEFT + peak * ROOM * scale / 2
+    middle = left + peak * ROOM * scale / 2
     unit = "10¹² multiplications and additions per second (TOPS)"
     return [*parts, f'<text class="tick soft" x="{middle:.1f}" y="{bottom + 36}">{unit}</text>']
 
 
-def _bar(row: Sequence[str], top: float, scale: float) -> list[str]:
+def _bar(row: Sequence[str], left: float, top: float, scale: float) -> list[str]:
     name, work, latency, rate, share = row
     long, base = float(rate) * scale, top + BAR - 3
     return [
-        f'<text class="name" x="{LEFT - 10}" y="{base}">{escape(name)}</text>',
-        f'<rect class="bar" x="{LEFT}" y="{top}" width="{long:.1f}" height="{BAR}" rx="2"/>',
+        f'<text class="name" x="{left - 10}" y="{base}">{escape(name)}</text>',
+        f'<rect class="bar" x="{left}" y="{top}" width="{long:.1f}" height="{BAR}" rx="2"/>',
         f'<text class="name" x="{WIDTH - RIGHT + 64}" y="{base}">{escape(share)}</text>',
         f'<text class="soft" x="{WIDTH - RIGHT + 84}" y="{base}">'
         f"{escape(work)} GMAC in {escape(latency)} ms</text>",

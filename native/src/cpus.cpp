@@ -5,18 +5,22 @@
 #include <cmath>
 #include <fstream>
 #include <map>
+#include <set>
 #include <sstream>
 #include <string>
 #include <thread>
+#include <tuple>
 
 #if defined(__linux__)
 #include <sched.h>
+#include <unistd.h>
 #endif
 
 namespace ingot {
 namespace {
 
 constexpr int kMostCpus = 8192;
+constexpr int kMostNodes = 64;
 
 std::string first_line(const std::string& path) {
     std::ifstream file(path);
@@ -32,6 +36,15 @@ int physical_core(int cpu) {
     std::istringstream siblings(first_line(base + "thread_siblings_list"));
     int lowest = cpu;
     return siblings >> lowest ? lowest : cpu;
+}
+
+// The folder of a core links to the node that its memory is on.
+int node_of(int cpu) {
+    const std::string base = "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/node";
+    for (int node = 0; node < kMostNodes; ++node) {
+        if (access((base + std::to_string(node)).c_str(), F_OK) == 0) return node;
+    }
+    return 0;
 }
 
 // Cores' worth of time per period in "quota period", or 0 for no limit.
@@ -72,6 +85,7 @@ std::vector<int> mask_of_this_thread() {
 }
 #else
 int physical_core(int cpu) { return cpu; }
+int node_of(int) { return 0; }
 double control_group_limit() { return 0; }
 std::vector<int> mask_of_this_thread() { return {}; }
 #endif
@@ -80,16 +94,6 @@ std::vector<int> mask_of_this_thread() { return {}; }
 std::atomic<int> claims[kMostCpus];
 
 }  // namespace
-
-std::vector<int> granted_cpus() {
-    std::vector<std::pair<int, int>> ranked;  // (how many of its core came before, number)
-    std::map<int, int> seen;
-    for (int cpu : mask_of_this_thread()) ranked.emplace_back(seen[physical_core(cpu)]++, cpu);
-    std::sort(ranked.begin(), ranked.end());
-    std::vector<int> cpus;
-    for (const auto& [rank, cpu] : ranked) cpus.push_back(cpu);
-    return cpus;
-}
 
 int most_threads() {
     const int granted = int(mask_of_this_thread().size());
@@ -105,14 +109,46 @@ int default_threads() {
     return std::max(1, threads);
 }
 
+namespace {
+
+// Places in the order in which they are taken when node `first` comes before the others.
+std::vector<Place> ordered(std::vector<Place> places, int first) {
+    std::sort(places.begin(), places.end(), [first](const Place& a, const Place& b) {
+        const auto key = [first](const Place& p) { return std::make_tuple(p.rank, p.pools, p.node != first, p.node, p.cpu); };
+        return key(a) < key(b);
+    });
+    return places;
+}
+
+// Less is better: hardware threads that share a core, pools that share one, nodes.
+std::tuple<int, int, int> cost_of(const std::vector<Place>& places) {
+    int rank = 0, pools = 0;
+    std::set<int> nodes;
+    for (const Place& place : places) rank += place.rank, pools += place.pools, nodes.insert(place.node);
+    return {rank, pools, int(nodes.size())};
+}
+
+}  // namespace
+
+std::vector<int> choose_cpus(std::vector<Place> places, int count) {
+    std::set<int> nodes;
+    for (const Place& place : places) nodes.insert(place.node);
+    std::vector<Place> best;
+    for (int node : nodes) {
+        std::vector<Place> taken = ordered(places, node);
+        taken.resize(std::min(taken.size(), size_t(std::max(0, count))));
+        if (best.empty() || cost_of(taken) < cost_of(best)) best = taken;
+    }
+    std::vector<int> cpus;
+    for (const Place& place : best) cpus.push_back(place.cpu);
+    return cpus;
+}
+
 std::vector<int> claim_cpus(int count) {
-    std::vector<int> cpus = granted_cpus();
-    std::vector<std::pair<int, int>> ranked;  // (pools on it, place in the list)
-    for (size_t place = 0; place < cpus.size(); ++place) ranked.emplace_back(claims[cpus[place]], int(place));
-    std::sort(ranked.begin(), ranked.end());
-    if (count < int(ranked.size())) ranked.resize(size_t(count));
-    std::vector<int> taken;
-    for (const auto& [pools, place] : ranked) taken.push_back(cpus[size_t(place)]);
+    std::vector<Place> places;
+    std::map<int, int> seen;
+    for (int cpu : mask_of_this_thread()) places.push_back({cpu, seen[physical_core(cpu)]++, node_of(cpu), claims[cpu]});
+    const std::vector<int> taken = choose_cpus(std::move(places), count);
     for (int cpu : taken) ++claims[cpu];
     return taken;
 }

@@ -4,17 +4,25 @@
 
 namespace ingot {
 
-// The cores of this thread's affinity mask: one of each physical core first, then their siblings. Empty where the
-// system does not say.
-std::vector<int> granted_cpus();
-
 // Threads to use when nobody says: physical cores in the mask, not more than the control group's CPU quota.
 int default_threads();
 
 // The most that may be asked for: the cores in the mask.
 int most_threads();
 
-// Takes `count` of the granted cores, those that the fewest other pools of this process have taken.
+// A granted core as the choice sees it.
+struct Place {
+    int cpu;
+    int rank;   // how many hardware threads of its physical core come before it
+    int node;   // of memory: threads of one node share a cache and their memory is near
+    int pools;  // of this process that use it already
+};
+
+// Up to `count` of the places: physical cores before their siblings, then those that the fewest pools use, and among
+// equals all from one node of memory if one has enough of them, else node after node.
+std::vector<int> choose_cpus(std::vector<Place> places, int count);
+
+// Takes `count` of the cores in this thread's affinity mask, chosen so. None where the system does not name them.
 std::vector<int> claim_cpus(int count);
 void release_cpus(const std::vector<int>& cpus);
 

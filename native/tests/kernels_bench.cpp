@@ -1,52 +1,18 @@
 // Times the kernels of every granted set on one thread: best of many repeats.
 //
 // Each linear is also given as a share of what the machine does with vpdpbusd on registers alone, measured here.
-#include <chrono>
 #include <cstdio>
 #include <string>
 
 #include "kernels_fixture.h"
+#include "peak.h"
 
 using fixture::Aligned;
 using fixture::Packed;
 using fixture::Random;
+using peak::best_of;
 
 namespace {
-
-double seconds() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-template <class Run>
-double best_of(double budget, Run run) {
-    double best = 1e9;
-    run();
-    for (const double end = seconds() + budget; seconds() < end;) {
-        const double start = seconds();
-        run();
-        const double took = seconds() - start;
-        best = took < best ? took : best;
-    }
-    return best;
-}
-
-#if defined(__x86_64__)
-__attribute__((target("avx512f,avx512vnni"))) void products(long turns) {
-    for (long i = 0; i < turns; ++i)
-        __asm__ volatile(
-            "vpdpbusd %%zmm0,%%zmm1,%%zmm2\n vpdpbusd %%zmm0,%%zmm1,%%zmm3\n vpdpbusd %%zmm0,%%zmm1,%%zmm4\n"
-            "vpdpbusd %%zmm0,%%zmm1,%%zmm5\n vpdpbusd %%zmm0,%%zmm1,%%zmm6\n vpdpbusd %%zmm0,%%zmm1,%%zmm7\n"
-            "vpdpbusd %%zmm0,%%zmm1,%%zmm8\n vpdpbusd %%zmm0,%%zmm1,%%zmm9\n vpdpbusd %%zmm0,%%zmm1,%%zmm10\n"
-            "vpdpbusd %%zmm0,%%zmm1,%%zmm11\n vpdpbusd %%zmm0,%%zmm1,%%zmm12\n vpdpbusd %%zmm0,%%zmm1,%%zmm13\n" ::
-                : "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13");
-}
-double peak() {
-    constexpr long turns = 20000;
-    return 12.0 * 128.0 * turns / best_of(0.5, [] { products(turns); }) / 1e12;
-}
-#else
-double peak() { return 0.0; }
-#endif
 
 struct Shape {
     int32_t rows, k, n;
@@ -123,7 +89,7 @@ int main(int argc, char** argv) {
     using ingot::Activation;
     const std::string only = argc > 1 ? argv[1] : "all";
     const double budget = argc > 2 ? std::atof(argv[2]) : 0.3;
-    const double limit = ingot::kernels_of("avx512-vnni") ? peak() : 0.0;
+    const double limit = ingot::kernels_of("avx512-vnni") ? peak::tops() : 0.0;
     std::printf("peak of vpdpbusd on registers: %.3f TOPS\n", limit);
     const Shape shapes[] = {{64, 384, 1152, Activation::none},  {64, 384, 1536, Activation::none},
                             {64, 384, 1536, Activation::gelu},  {64, 1536, 384, Activation::none},

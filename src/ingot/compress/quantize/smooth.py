@@ -1,8 +1,9 @@
 """Move outliers from activations into weights, channel by channel (SmoothQuant, AWQ)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import onnx
 from onnx import helper
 
 from ingot.compress.quantize._graph import Graph
@@ -18,21 +19,31 @@ NARROWEST, WIDEST = 1e-3, 1e3  # factors beyond these would lose float16 and bf1
 
 
 def smooth_inputs(
-    graph: Graph, plan: Plan, split: Split, *, strength: float, progress: Progress = SILENT
-) -> None:
+    graph: Graph,
+    plan: Plan,
+    split: Split,
+    *,
+    strength: float,
+    insert: bool = True,
+    progress: Progress = SILENT,
+) -> dict[str, Array]:
     """Divide the inputs of linear layers by `f` and multiply their weights by it, in place.
 
     `f_j = max|X_j|^a / max|W_j|^(1-a)` per input channel j, over all layers that read the same
-    tensor. Answers of the float graph stay the same. Where the tensor comes from a layer norm that
-    nobody else reads, its gain and shift take the factor; else a multiplication is inserted, which
-    engines fuse into the quantization that follows.
+    tensor. Answers of the float graph stay the same. Where the tensor comes from a norm that nobody
+    else reads, its gain and shift take the factor; else a multiplication is inserted, which engines
+    fuse into the quantization that follows.
 
     Args:
         graph: A prepared graph.
         plan: Which layers run as integers.
         split: Calibration rows.
         strength: `a`, 0 leaves activations alone, 1 moves everything into the weights.
+        insert: Whether to insert multiplications; without, layers that would need one stay.
         progress: Where batches are reported.
+
+    Returns:
+        The factors of each layer that was smoothed, by its name.
 
     References:
         Xiao et al., SmoothQuant, 2023. arXiv:2211.10438
@@ -43,7 +54,10 @@ def smooth_inputs(
         is_linear = node.op_type != "Conv" and len(graph.weights[node.input[1]].dims) == 2
         if is_linear and not _is_made_by_integers(graph, plan, node.input[0]):
             groups.setdefault(node.input[0], []).append(name)
+    if not insert:
+        groups = {t: names for t, names in groups.items() if _norm_of(graph, t, names) is not None}
     peaks = channel_peaks(graph.proto, split, sorted(groups), progress=progress)
+    done: dict[str, Array] = {}
     for tensor, names in groups.items():
         weights = [graph.value(graph.by_name[n].input[1]) for n in names]
         rows = np.max([np.abs(w).max(axis=1) for w in weights if w is not None], axis=0)
@@ -53,8 +67,10 @@ def smooth_inputs(
             scaled = (weight * factor[:, None]).astype(np.float32)
             graph.by_name[name].input[1] = graph.add_weight(f"{name}_smooth_weight", scaled)
         _divide(graph, tensor, names, factor)
+        done |= dict.fromkeys(names, factor)
     graph.index()
     graph.drop_unused_weights()
+    return done
 
 
 def _is_made_by_integers(graph: Graph, plan: Plan, tensor: str) -> bool:
@@ -72,17 +88,29 @@ def _factor(activation: Array, weight: Array, strength: float) -> Array:
     return np.clip(factor, NARROWEST, WIDEST).astype(np.float32)
 
 
-def _divide(graph: Graph, tensor: str, names: list[str], factor: Array) -> None:
+def _norm_of(graph: Graph, tensor: str, names: Sequence[str]) -> onnx.NodeProto | None:
+    """Return the node whose constant vectors can take a factor, if only these layers read it."""
     maker = graph.maker.get(tensor)
     alone = {n.name for n, _ in graph.readers[tensor]} == set(names) and tensor not in graph.outputs
-    if maker is not None and maker.op_type == "LayerNormalization" and alone:
-        parameters = [graph.value(name) for name in maker.input[1:]]
-        if all(p is not None and p.shape == factor.shape for p in parameters):
-            for i, value in enumerate(parameters, 1):
-                assert value is not None
-                maker.input[i] = graph.add_weight(
-                    f"{tensor}_smooth_{i}", (value / factor).astype(np.float32)
-                )
+    if maker is None or not alone:
+        return None
+    if maker.op_type in {"LayerNormalization", "RMSNormalization"}:
+        constants = [graph.value(name) for name in maker.input[1:]]
+        return maker if all(c is not None and c.ndim == 1 for c in constants) else None
+    # The gain of a norm that the graph spells out.
+    given = [graph.value(name) for name in maker.input] if maker.op_type == "Mul" else []
+    return maker if sum(v is not None and v.ndim == 1 for v in given) == 1 else None
+
+
+def _divide(graph: Graph, tensor: str, names: list[str], factor: Array) -> None:
+    norm = _norm_of(graph, tensor, names)
+    if norm is not None:
+        parameters = {i: graph.value(name) for i, name in enumerate(norm.input)}
+        held = {i: p for i, p in parameters.items() if p is not None}
+        if all(p.shape == factor.shape for p in held.values()):
+            for i, value in held.items():
+                name = graph.add_weight(f"{tensor}_smooth_{i}", (value / factor).astype(np.float32))
+                norm.input[i] = name
             return
     inverse = graph.add_weight(f"{tensor}_smooth_factor", (1 / factor).astype(np.float32))
     smoothed = f"{tensor}_smooth"
