@@ -8,7 +8,14 @@ loaded by the first of them.
 from ingot_native.binding import granted_sets
 from ingot_native.decoder import Decoder
 from ingot_native.encoder import Encoder
-from ingot_native.errors import CacheFull, InputError, LibraryError, NativeError, PackedFileError, PackError
+from ingot_native.errors import (
+    CacheFull,
+    InputError,
+    LibraryError,
+    NativeError,
+    PackedFileError,
+    PackError,
+)
 from ingot_native.file import read_packed, write_packed
 from ingot_native.layout import Packed
 from ingot_native.pack import pack

@@ -67,7 +67,8 @@ class Decoder:
         if not (self.spec.causal and self.spec.vocab_head):
             raise InputError(
                 "A decoder must be a causal language model (spec.causal, spec.vocab_head); got "
-                f"causal={self.spec.causal}, vocab_head={self.spec.vocab_head}. Run it with Encoder."
+                f"causal={self.spec.causal}, vocab_head={self.spec.vocab_head}. "
+                "Run it with Encoder."
             )
         if not 1 <= cache_tokens <= _MOST_TOKENS or cache_bits not in CACHE_BITS:
             raise InputError(

@@ -82,9 +82,7 @@ class Encoder:
         ids, offsets = joined("Token ids", sequences, self.spec.vocab)
         joined_types = None
         if types is not None:
-            joined_types, type_offsets = joined(
-                "Token types", types, max(1, self.spec.token_types)
-            )
+            joined_types, type_offsets = joined("Token types", types, max(1, self.spec.token_types))
             if not np.array_equal(offsets, type_offsets):
                 raise InputError("Every token must have one type; the lengths differ.")
         n = len(offsets) - 1

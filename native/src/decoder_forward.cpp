@@ -26,7 +26,7 @@ void Decoder::forward(Worker& worker) {
     for (int32_t layer = 0; layer < model_.spec.layers; ++layer) {
         if (!block(worker, layer)) return;
     }
-    if (!picks_.empty()) answer(worker);
+    answer(worker);
 }
 
 Decoder::Range Decoder::share(int32_t total, const Worker& worker) const {

@@ -3,6 +3,7 @@
 import multiprocessing
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,9 +106,7 @@ def test_scores_have_the_same_bits_however_a_sequence_is_fed(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_scores_have_the_same_bits_alone_and_in_company(
-    native: tuple[str, ...], kind: str
-) -> None:
+def test_scores_have_the_same_bits_alone_and_in_company(native: tuple[str, ...], kind: str) -> None:
     packed, ids = packed_of(KINDS[kind]), ids_of(120)
 
     with Decoder(packed, threads=2) as decoder:
@@ -137,7 +136,7 @@ def test_a_head_of_its_own_is_used(native: tuple[str, ...], bits: int) -> None:
         assert cosine(fed(decoder, ids, [20]), encoder.encode([ids])) >= 0.9999
 
 
-def test_a_decoder_runs_from_a_file(native: tuple[str, ...], tmp_path) -> None:  # noqa: ANN001
+def test_a_decoder_runs_from_a_file(native: tuple[str, ...], tmp_path: Path) -> None:
     packed, ids = packed_of(GPT2, 4), ids_of(20)
     write_packed(packed, tmp_path / "model.ingot")
 
