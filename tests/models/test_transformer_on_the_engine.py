@@ -20,6 +20,7 @@ from test_transformer_families import (  # noqa: E402 # made of torch
 
 from ingot.compress.quantize.weights import QuantizeWeights  # noqa: E402
 from ingot.compress.recipe import Recipe  # noqa: E402
+from ingot.core.errors import EngineError  # noqa: E402
 from ingot.models.model import Lineage  # noqa: E402
 from ingot.models.store import store_model  # noqa: E402
 from ingot.runtime.engine import EngineConfig  # noqa: E402
@@ -108,3 +109,13 @@ def test_language_models_are_packed_in_the_bits_they_have(family, tmp_path):
     assert in_eight.spec == in_four.spec
     assert {"layers.0.qkv.codes", "layers.1.down.codes", "head.0.codes"} <= set(in_eight.tensors)
     assert {"layers.0.qkv.codes4", "layers.1.down.codes4", "head.0.codes4"} <= set(in_four.tensors)
+    # One table for both ends, rounded alike, is kept once. Gemma's is scaled at one of them.
+    assert ("embed.tokens.codes" not in in_eight.tensors) == (family in {"GPT2", "OPT"})
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_body_without_a_head_is_no_decoder(tmp_path):
+    body = quantized(model_of(encoder("GPT2", GPT2), tmp_path), tmp_path)
+
+    with pytest.raises(EngineError, match="gives no scores of its vocabulary. Export it with"):
+        packed_decoder(body)
