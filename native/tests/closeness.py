@@ -49,6 +49,7 @@ def check_answer(
     types: list[np.ndarray] | None = None,
     bf16: bool = False,
     bits: int | None = None,
+    cache_bits: int = 32,
 ) -> int:
     """Assert for every sequence that its answer is the reference's, or that of a neighbour.
 
@@ -67,7 +68,13 @@ def check_answer(
         asked += _neighbours_asked(
             answer,
             lambda i=i, kinds=kinds: reference.forward(
-                spec, tensors, sequences[i : i + 1], kinds, bf16=bf16, bits=bits
+                spec,
+                tensors,
+                sequences[i : i + 1],
+                kinds,
+                bf16=bf16,
+                bits=bits,
+                cache_bits=cache_bits,
             ),
         )
     return asked
