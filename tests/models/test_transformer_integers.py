@@ -6,7 +6,7 @@ from onnx import helper, numpy_helper
 
 from ingot.compress.quantize.dynamic import QuantizeDynamic
 from ingot.compress.quantize.static import QuantizeStatic
-from ingot.compress.quantize.weights import QuantizeWeights
+from ingot.compress.quantize.weights import QuantizeGroups, QuantizeWeights
 from ingot.compress.run import Run
 from ingot.data.data import Data, Split, Task
 from ingot.models.network import OnnxNetwork
@@ -31,8 +31,9 @@ def quantized(method):
         (QuantizeWeights(bits=4, granularity="k:16"), 16),
         (QuantizeWeights(bits=4, granularity="row", embeddings=4), 0),
         (QuantizeWeights(bits=8, granularity="k:16", embeddings=0), 16),
+        (QuantizeGroups(granularity="k:16"), 16),
     ],
-    ids=["int8", "int8-tensor", "int4-k16", "int4-table", "int8-k16"],
+    ids=["int8", "int8-tensor", "int4-k16", "int4-table", "int8-k16", "gptq-k16"],
 )
 def test_stored_integers_are_kept_with_their_scales(method, width):
     proto = quantized(method)
