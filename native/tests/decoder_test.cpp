@@ -1,164 +1,14 @@
 // Decoders through the C interface, without Python: the program that the sanitizers watch.
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <cstdio>
-#include <new>
 #include <thread>
-#include <utility>
 
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "engine_model.h"
-
-// Counts what is allocated, in every thread; the address sanitizer has an operator of its own.
-std::atomic<int64_t> allocations{0};
-#if !defined(__SANITIZE_ADDRESS__)
-void* operator new(size_t size_bytes) {
-    ++allocations;
-    if (void* block = std::malloc(size_bytes)) return block;
-    throw std::bad_alloc();
-}
-void operator delete(void* block) noexcept { std::free(block); }
-void operator delete(void* block, size_t) noexcept { std::free(block); }
-#endif
+#include "decoder_fixture.h"
 
 namespace {
-
-using Ids = std::vector<int32_t>;
-using Scores = std::vector<float>;
-using Work = std::vector<std::pair<int64_t, Ids>>;
-
-int passed = 0, failed = 0;
-
-void check(bool holds, const std::string& what) {
-    ++(holds ? passed : failed);
-    if (!holds) std::printf("FAILED: %s\n", what.c_str());
-}
-
-struct Decoder {
-    Decoder(const RandomModel& model, int threads, const char* isa = nullptr, int32_t bits = 32, int64_t tokens = 1024) {
-        const ingot_config config = model.config(threads, isa);
-        code = ingot_decoder_create(&config, tokens, bits, &handle, error, sizeof error);
-    }
-    ~Decoder() { ingot_decoder_free(handle); }
-    Decoder(const Decoder&) = delete;
-    Decoder& operator=(const Decoder&) = delete;
-
-    int64_t open() {
-        int64_t id = -1;
-        code = ingot_sequence_open(handle, &id, error, sizeof error);
-        return id;
-    }
-    int close(int64_t id) { return ingot_sequence_close(handle, id, error, sizeof error); }
-    int trim(int64_t id, int64_t length) { return ingot_sequence_trim(handle, id, length, error, sizeof error); }
-    int64_t length(int64_t id) {
-        int64_t tokens = -1;
-        ingot_sequence_length(handle, id, &tokens, error, sizeof error);
-        return tokens;
-    }
-
-    Scores step(const Work& work, bool every = false) {
-        Ids ids;
-        std::vector<int64_t> offsets{0}, sequences;
-        for (const auto& [id, tokens] : work) {
-            ids.insert(ids.end(), tokens.begin(), tokens.end());
-            offsets.push_back(int64_t(ids.size()));
-            sequences.push_back(id);
-        }
-        Scores out((every ? ids.size() : work.size()) * size_t(ingot_decoder_width(handle)));
-        code = ingot_decode(handle, ids.data(), int64_t(ids.size()), offsets.data(), sequences.data(),
-                            int64_t(work.size()), every, out.data(), int64_t(out.size()), error, sizeof error);
-        return out;
-    }
-
-    // Scores after every token of a sequence that is fed in pieces of these lengths, and then closed.
-    Scores fed(const Ids& ids, const std::vector<int32_t>& cuts) {
-        const int64_t id = open();
-        Scores all;
-        auto from = ids.begin();
-        for (int32_t cut : cuts) {
-            const Scores part = step({{id, Ids(from, from + cut)}}, true);
-            all.insert(all.end(), part.begin(), part.end());
-            from += cut;
-        }
-        close(id);
-        return all;
-    }
-
-    ingot_decoder* handle = nullptr;
-    int code = 0;
-    char error[256] = "";
-};
-
-using Shape = RandomModel::Shape;
-
-Shape gpt2() {
-    Shape shape;
-    shape.norm_first = 1, shape.causal = 1, shape.pool = 0, shape.embedding_norm = 0, shape.types = 0;
-    shape.hidden = 64, shape.heads = shape.kv_heads = 4, shape.inner = 128, shape.vocab = 90, shape.positions = 400;
-    shape.normalize = 0, shape.language = 1, shape.head = {90};
-    return shape;
-}
-
-std::vector<Shape> shapes() {
-    std::vector<Shape> all{gpt2()};
-    Shape shape = gpt2();  // Llama: grouped heads, gated; rotary; root-mean-square norms; the table serves twice
-    shape.position = 1, shape.norm = 1, shape.gated = 1, shape.kv_heads = 2, shape.head_dim = 20, shape.tied = 1;
-    all.push_back(shape);
-    shape.bits = 4, shape.kv_heads = 1, shape.heads = 6, shape.window = 37, shape.head = {64, 90};
-    all.push_back(shape);
-    shape = gpt2();
-    shape.bits = 4, shape.tied = 1, shape.head_dim = 24, shape.group = 32;
-    all.push_back(shape);
-    shape = gpt2();  // norms last, positions that begin late
-    shape.norm_first = 0, shape.offset = 2, shape.embedding_norm = 1, shape.window = 5;
-    all.push_back(shape);
-    shape = gpt2();
-    shape.layers = 1, shape.hidden = shape.heads = shape.kv_heads = shape.head_dim = shape.inner = 1;
-    all.push_back(shape);
-    return all;
-}
-
-Ids random_ids(size_t count, int32_t vocab, unsigned seed = 3) {
-    std::mt19937 random(seed);
-    Ids ids(count);
-    for (int32_t& id : ids) id = int32_t(random() % unsigned(vocab));
-    return ids;
-}
-
-std::vector<int32_t> random_cuts(int32_t count, unsigned seed) {
-    std::mt19937 random(seed);
-    std::vector<int32_t> cuts;
-    while (count > 0) {
-        cuts.push_back(std::min(count, int32_t(1 + random() % (random() % 3 ? 6 : 70))));
-        count -= cuts.back();
-    }
-    return cuts;
-}
-
-double cosine(const Scores& a, const Scores& b) {
-    double ab = 0, aa = 0, bb = 0;
-    for (size_t i = 0; i < a.size(); ++i) {
-        ab += double(a[i]) * b[i], aa += double(a[i]) * a[i], bb += double(b[i]) * b[i];
-    }
-    return ab / std::sqrt(aa * bb);
-}
-
-bool is_finite(const Scores& scores) {
-    return std::all_of(scores.begin(), scores.end(), [](float x) { return std::isfinite(x); });
-}
-
-std::vector<std::string> granted() {
-    std::vector<std::string> sets;
-    std::string names = ingot_sets();
-    for (size_t from = 0, to; from < names.size(); from = to + 1) {
-        to = std::min(names.find(' ', from), names.size());
-        sets.push_back(names.substr(from, to - from));
-    }
-    return sets;
-}
 
 Scores encoded(const RandomModel& model, const Ids& ids, const char* isa) {
     ingot_encoder* encoder = nullptr;
@@ -244,6 +94,67 @@ void used_pages_are_as_good_as_new() {
             check(used.step({{id, ids}}, true) == want, isa + ": pages of its own, trimmed");
         }
     }
+}
+
+struct Life {
+    int64_t id;
+    size_t text, length;
+};
+
+// Part of a step: what a sequence gains, and the scores that must come of it.
+void live_on(const Life& life, size_t count, const std::vector<Ids>& texts, const std::vector<Scores>& wants, Work& work,
+             Scores& want) {
+    const auto from = texts[life.text].begin() + int64_t(life.length);
+    work.push_back({life.id, Ids(from, from + int64_t(count))});
+    const size_t vocab = wants[life.text].size() / texts[life.text].size();
+    const auto last = wants[life.text].begin() + int64_t((life.length + count - 1) * vocab);
+    want.insert(want.end(), last, last + int64_t(vocab));
+}
+
+// Sequences that come, go, are trimmed and run out of pages, as a server has them.
+void random_lives_give_the_scores_of_quiet_ones(const Shape& shape, int32_t bits) {
+    const RandomModel model(shape);
+    std::vector<Ids> texts;
+    std::vector<Scores> wants;
+    Decoder quiet(model, 1, nullptr, bits), busy(model, 2, nullptr, bits, 480);
+    for (unsigned seed = 1; seed <= 4; ++seed) {
+        texts.push_back(random_ids(200, shape.vocab, seed));
+        wants.push_back(quiet.fed(texts.back(), {200}));
+    }
+    std::mt19937 random(bits);
+    std::vector<Life> lives;
+    int wrong = 0, refused = 0;
+    for (int n = 0; n < 300; ++n) {
+        if (lives.size() < 7) lives.push_back({busy.open(), random() % texts.size(), 0});
+        Work work;
+        Scores want;
+        std::vector<size_t> gains(lives.size());
+        for (size_t i = 0; i < lives.size(); ++i) {
+            if (random() % 4 == 0 || lives[i].length == 200) continue;
+            gains[i] = std::min(200 - lives[i].length, size_t(1 + random() % (random() % 4 ? 1 : 90)));
+            live_on(lives[i], gains[i], texts, wants, work, want);
+        }
+        const Scores got = busy.step(work);
+        const bool is_full = busy.code == INGOT_CACHE_FULL;
+        refused += is_full;
+        wrong += !is_full && (busy.code != INGOT_OK || got != want);
+        for (size_t i = 0; i < lives.size(); ++i) {
+            if (!is_full) lives[i].length += gains[i];
+            wrong += busy.length(lives[i].id) != int64_t(lives[i].length);
+        }
+        Life& chosen = lives[random() % lives.size()];
+        if (is_full || random() % 9 == 0) {
+            wrong += busy.close(chosen.id) != INGOT_OK;
+            std::swap(chosen, lives.back());
+            lives.pop_back();
+        } else if (random() % 5 == 0) {
+            chosen.length = random() % (chosen.length + 1);
+            wrong += busy.trim(chosen.id, int64_t(chosen.length)) != INGOT_OK;
+        }
+    }
+    for (const Life& life : lives) busy.close(life.id);
+    check(wrong == 0 && refused > 3, "random lives: " + std::to_string(wrong) + " wrong, " + std::to_string(refused));
+    check(ingot_free_tokens(busy.handle) == 480, "random lives: all pages come back");
 }
 
 void bad_steps_are_refused_and_change_nothing() {
@@ -430,6 +341,9 @@ void children_go_on() {}
 int main() {
     every_shape_and_set();
     used_pages_are_as_good_as_new();
+    for (const Shape& shape : shapes()) {
+        for (int32_t bits : {32, 8}) random_lives_give_the_scores_of_quiet_ones(shape, bits);
+    }
     bad_steps_are_refused_and_change_nothing();
     bad_calls_are_refused();
     other_transformers_are_refused();
@@ -437,6 +351,5 @@ int main() {
     steps_allocate_once();
     callers_wait_for_one_another();
     children_go_on();
-    std::printf("%d passed, %d failed\n", passed, failed);
-    return failed == 0 ? 0 : 1;
+    return summary();
 }

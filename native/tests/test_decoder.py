@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from closeness import check_answer
 from ingot_native import (
     CacheFull,
     Decoder,
@@ -84,6 +85,24 @@ def test_scores_are_those_of_the_encoder(
 
     assert got.shape == want.shape == (140, 90)
     assert cosine(got, want) >= (0.999 if isa in BF16 else 0.9999)
+
+
+@pytest.mark.parametrize("cache_bits", [32, 8])
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_are_those_of_the_reference(
+    native: tuple[str, ...], kind: str, isa: str, bits: int, cache_bits: int
+) -> None:
+    if isa not in native:
+        pytest.skip(f"{isa} is not granted here")
+    spec, ids = KINDS[kind], ids_of(70)
+    tensors = random_tensors(spec, 1)
+
+    with Decoder(pack(spec, tensors, bits=bits), isa=isa, cache_bits=cache_bits) as decoder:
+        got = fed(decoder, ids, [40, 1, 1, 28])
+
+    check_answer(got, spec, tensors, [ids], cache_bits=cache_bits, bits=bits)
 
 
 @pytest.mark.parametrize("cache_bits", [32, 8])
