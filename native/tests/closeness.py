@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -47,9 +48,11 @@ def check_answer(
     sequences: list[np.ndarray],
     *,
     types: list[np.ndarray] | None = None,
-    bf16: bool = False,
+    **numerics: Any,
 ) -> int:
     """Assert for every sequence that its answer is the reference's, or that of a neighbour.
+
+    What `numerics` may be is said by `reference.forward`.
 
     Rounding to eight bits is a step: a value within float rounding of the middle between two codes
     may fall to either side, and in a narrow network one such fall moves the answer beyond the
@@ -66,7 +69,7 @@ def check_answer(
         asked += _neighbours_asked(
             answer,
             lambda i=i, kinds=kinds: reference.forward(
-                spec, tensors, sequences[i : i + 1], kinds, bf16=bf16
+                spec, tensors, sequences[i : i + 1], kinds, **numerics
             ),
         )
     return asked

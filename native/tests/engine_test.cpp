@@ -1,37 +1,16 @@
 // The engine through its C interface, without Python: the program that the sanitizers watch.
 #include <algorithm>
-#include <cmath>
-#include <cstdio>
 #include <ctime>
-#include <new>
 #include <thread>
 
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "engine_check.h"
 #include "engine_model.h"
 #include "pool.h"
 
-// Counts what is allocated, in every thread; the address sanitizer has an operator of its own.
-std::atomic<int64_t> allocations{0};
-#if !defined(__SANITIZE_ADDRESS__)
-void* operator new(size_t size_bytes) {
-    ++allocations;
-    if (void* block = std::malloc(size_bytes)) return block;
-    throw std::bad_alloc();
-}
-void operator delete(void* block) noexcept { std::free(block); }
-void operator delete(void* block, size_t) noexcept { std::free(block); }
-#endif
-
 namespace {
-
-int passed = 0, failed = 0;
-
-void check(bool holds, const std::string& what) {
-    ++(holds ? passed : failed);
-    if (!holds) std::printf("FAILED: %s\n", what.c_str());
-}
 
 struct Encoder {
     Encoder(const RandomModel& model, int threads, const char* isa = nullptr) {
@@ -74,24 +53,6 @@ std::vector<RandomModel::Shape> shapes() {
     shape.layers = 1, shape.hidden = 1, shape.heads = shape.kv_heads = 1, shape.head_dim = 1, shape.inner = 1;
     all.push_back(shape);
     return all;
-}
-
-double cosine(const std::vector<float>& a, const std::vector<float>& b) {
-    double ab = 0, aa = 0, bb = 0;
-    for (size_t i = 0; i < a.size(); ++i) {
-        ab += double(a[i]) * b[i], aa += double(a[i]) * a[i], bb += double(b[i]) * b[i];
-    }
-    return ab / std::sqrt(aa * bb);
-}
-
-std::vector<std::string> granted() {
-    std::vector<std::string> sets;
-    std::string names = ingot_sets();
-    for (size_t from = 0, to; from < names.size(); from = to + 1) {
-        to = std::min(names.find(' ', from), names.size());
-        sets.push_back(names.substr(from, to - from));
-    }
-    return sets;
 }
 
 void sets_and_threads_agree() {
@@ -317,6 +278,5 @@ int main() {
     children_hire_their_own_crew();
     bad_inputs_are_refused();
     bad_models_are_refused();
-    std::printf("%d passed, %d failed\n", passed, failed);
-    return failed == 0 ? 0 : 1;
+    return summary();
 }

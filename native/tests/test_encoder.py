@@ -20,6 +20,8 @@ SETS = ("scalar", "avx2", "avx2-vnni", "avx512", "avx512-vnni", "avx512-vnni-bf1
 CASES = int(os.environ.get("INGOT_NATIVE_CASES", "60"))
 BF16 = ("avx512-vnni-bf16", "amx")  # sets whose attention multiplies in it
 KIND_NAMES = tuple(KINDS)
+GROUPS = st.sampled_from([32, 128])
+WIDTHS = st.integers(32, 200) | st.sampled_from([32, 64, 96, 128, 256])
 
 
 def packed_of(spec: TransformerSpec, seed: int = 1) -> tuple[Packed, dict[str, np.ndarray]]:
@@ -45,6 +47,25 @@ def test_answers_are_those_of_the_reference(native: tuple[str, ...], kind: str, 
         got = encoder.encode(sequences, types=types)
 
     check_answer(got, spec, tensors, sequences, types=types, bf16=isa in BF16)
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("kind", ["bert", "modern", "masked-words-of-the-table", "llama-window"])
+def test_answers_in_four_bits_are_those_of_the_reference(
+    native: tuple[str, ...], kind: str, isa: str
+) -> None:
+    if isa not in native:
+        pytest.skip(f"{isa} is not granted here")
+    spec = replace(KINDS[kind], hidden=64)  # down, of 96 inputs, and o, of 48, differ in their bits
+    tensors = random_tensors(spec, 1)
+    sequences = random_sequences(spec, lengths_for(spec))
+
+    with Encoder(pack(spec, tensors, bits=4), threads=2, isa=isa) as encoder:
+        got = encoder.encode(sequences)
+        alone = np.concatenate([encoder.encode([ids]) for ids in sequences])
+
+    assert np.array_equal(got, alone)
+    check_answer(got, spec, tensors, sequences, bf16=isa in BF16, bits=4)
 
 
 @pytest.mark.parametrize("isa", BF16)
@@ -110,13 +131,15 @@ def test_random_shapes_are_within_the_bound(native: tuple[str, ...], data: st.Da
     seed = data.draw(st.integers(0, 2**31))
     lengths = data.draw(st.lists(st.integers(1, spec.positions), min_size=1, max_size=4))
     isa = data.draw(st.sampled_from(native))
-    packed, tensors = packed_of(spec, seed)
+    numerics = {"bits": data.draw(st.sampled_from([8, 4])), "group": data.draw(GROUPS)}
+    tensors = random_tensors(spec, seed)
     sequences = random_sequences(spec, lengths, seed)
+    packed = pack(spec, tensors, **numerics)
 
     with Encoder(packed, threads=data.draw(st.integers(1, 2)), isa=isa) as encoder:
         got = encoder.encode(sequences)
 
-    asked = check_answer(got, spec, tensors, sequences, bf16=isa in BF16)
+    asked = check_answer(got, spec, tensors, sequences, bf16=isa in BF16, **numerics)
     event(f"neighbours asked: {asked > 0}")
 
 
@@ -130,11 +153,11 @@ def random_spec(draw: st.DrawFn) -> TransformerSpec:
     norm_first = draw(st.booleans())
     return TransformerSpec(
         layers=layers,
-        hidden=draw(st.integers(32, 130)),
+        hidden=draw(WIDTHS),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        inner=draw(st.integers(32, 200)),
+        inner=draw(WIDTHS),
         vocab=30,
         positions=draw(st.integers(1, 90)),
         position=position,

@@ -9,7 +9,7 @@ from ingot.core.errors import EngineError
 from ingot.runtime.agreement import relative_error
 from ingot.runtime.engine import EngineConfig
 from ingot.runtime.engines import compile_ahead, open_session
-from ingot.runtime.native_engine import NativeEngine
+from ingot.runtime.native_engine import NativeEngine, packed_decoder
 from ingot.testing.check_engine import check_engine
 
 STATUS = NativeEngine().available()
@@ -90,6 +90,11 @@ def test_a_network_that_is_no_transformer_is_refused_by_its_first_misfit(cnn):
     with pytest.raises(EngineError, match="must be a transformer"):
         NativeEngine().open(cnn, ONE)
     assert NativeEngine().precisions(cnn) == ()
+
+
+def test_an_encoder_is_no_decoder(small):
+    with pytest.raises(EngineError, match="must be causal .* this network sees later tokens too"):
+        packed_decoder(small)
 
 
 def test_bf16_is_refused(small):
