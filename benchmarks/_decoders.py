@@ -247,7 +247,9 @@ def _tabulate(section: Section, found: Contest, plan: Plan, missing: dict[str, s
         prefill = found.prefill[batch]
         for name in steps.rounds:
             bits = "8" if "8" in name else "4"
-            ratio = "1" if name.startswith("ingot") else _shown(steps.ratio(name, f"ingot int{bits}"))
+            ratio = (
+                "1" if name.startswith("ingot") else _shown(steps.ratio(name, f"ingot int{bits}"))
+            )
             speed = 1000 * batch * PROMPT / prefill.typical(name)
             value, low, high = interval(steps, name)
             each = f"{value:.2f} [{low:.2f}, {high:.2f}]"

@@ -1,7 +1,7 @@
 """llama.cpp, in an interpreter of its own: write a GPT-2 as GGUF, and run it.
 
-`PYTHON benchmarks/_llama.py WEIGHTS.npz OUT.gguf Q4_0 HEADS` writes; `_decode_worker.py` runs. Needs
-numpy, gguf and llama-cpp-python:
+`PYTHON benchmarks/_llama.py WEIGHTS.npz OUT.gguf Q4_0 HEADS` writes; `_decode_worker.py` runs.
+Needs numpy, gguf and llama-cpp-python:
 
     python3 -m venv build/llama && build/llama/bin/pip install numpy gguf llama-cpp-python
     export INGOT_LLAMA_PYTHON=$PWD/build/llama/bin/python

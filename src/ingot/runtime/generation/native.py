@@ -62,7 +62,9 @@ class NativeDecoding:
         except self._full as error:
             raise CacheFull(str(error)) from error
         except self._error as error:
-            raise EngineError(f"native must be able to take the step; it failed: {error}") from error
+            raise EngineError(
+                f"native must be able to take the step; it failed: {error}"
+            ) from error
 
     def close(self) -> None:
         """Stop the threads and free weights and cache."""

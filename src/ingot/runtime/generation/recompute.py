@@ -12,7 +12,7 @@ from ingot.runtime.agreement import relative_error
 from ingot.runtime.engine import Session
 
 _UNBOUNDED = 1 << 30  # tokens: there is no cache that could be full
-# Relative. Networks that round activations by the range of a whole call stay below, encoders do not.
+# Relative. Networks that round activations by the range of a call stay below, encoders do not.
 _LATER_TOKEN_MATTERS = 0.1
 
 

@@ -59,7 +59,7 @@ class Sampling:
         _at_least("max_tokens", self.max_tokens, 1)
         _at_least("top_k", self.top_k, 0)
         _at_least("seed", self.seed, 0)
-        _at_least("logprobs", self.logprobs or 0, 0)
+        _at_least("logprobs", 0 if self.logprobs is None else self.logprobs, 0)
         _within("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         _within("temperature", self.temperature, 0.0, 100.0)
         _within("top_p", self.top_p, 0.0, 1.0)
@@ -141,7 +141,7 @@ def probabilities(scores: Array, sampling: Sampling, seen: Set[int] = frozenset(
         array([0.625, 0.375, 0.   ])
     """
     found = penalized(np.asarray(scores, np.float64), seen, sampling.repetition_penalty)
-    chance = np.exp((found - found.max()) / sampling.temperature)
+    chance: Floats = np.exp((found - found.max()) / sampling.temperature)
     chance /= chance.sum()
     if 0 < sampling.top_k < len(chance):
         chance = _only(chance, _largest(chance, sampling.top_k))
@@ -213,11 +213,12 @@ def _nucleus(chance: Floats, top_p: float) -> NDArray[np.intp]:
 def _only(chance: Floats, places: NDArray[np.intp]) -> Floats:
     kept = np.zeros_like(chance)
     kept[places] = chance[places]
-    return kept / kept.sum()
+    kept /= kept.sum()
+    return kept
 
 
-def _at_least(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+def _at_least(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or value < least:  # a request may say anything
         raise DataError(f"{name} must be a whole number, {least} or more; got {value!r}.")
 
 
