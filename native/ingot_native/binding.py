@@ -23,6 +23,7 @@ from ingot_native.errors import LibraryError
 
 ABI = 1
 BAD_INPUT = 4  # INGOT_BAD_INPUT in ingot_native.h
+CACHE_FULL = 8
 ERROR_BYTES = 512
 
 _SPEC_WHOLE = [
@@ -93,28 +94,47 @@ class Config(ctypes.Structure):
     ]
 
 
+_TEXT = [c_char_p, c_size_t]  # where the message goes
+
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ingot_abi": (c_int, []),
     "ingot_version": (c_char_p, []),
     "ingot_sets": (c_char_p, []),
-    "ingot_create": (c_int, [POINTER(Config), POINTER(c_void_p), c_char_p, c_size_t]),
+    "ingot_create": (c_int, [POINTER(Config), POINTER(c_void_p), *_TEXT]),
     "ingot_free": (None, [c_void_p]),
     "ingot_threads": (c_int, [c_void_p]),
     "ingot_isa": (c_char_p, [c_void_p]),
     "ingot_width": (c_int, [c_void_p]),
     "ingot_run": (
         c_int,
+        [c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int64, *_TEXT],
+    ),
+    "ingot_decoder_create": (
+        c_int,
+        [POINTER(Config), c_int64, c_int32, POINTER(c_void_p), *_TEXT],
+    ),
+    "ingot_decoder_free": (None, [c_void_p]),
+    "ingot_decoder_threads": (c_int, [c_void_p]),
+    "ingot_decoder_isa": (c_char_p, [c_void_p]),
+    "ingot_decoder_width": (c_int, [c_void_p]),
+    "ingot_free_tokens": (c_int64, [c_void_p]),
+    "ingot_sequence_open": (c_int, [c_void_p, POINTER(c_int64), *_TEXT]),
+    "ingot_sequence_close": (c_int, [c_void_p, c_int64, *_TEXT]),
+    "ingot_sequence_trim": (c_int, [c_void_p, c_int64, c_int64, *_TEXT]),
+    "ingot_sequence_length": (c_int, [c_void_p, c_int64, POINTER(c_int64), *_TEXT]),
+    "ingot_decode": (
+        c_int,
         [
             c_void_p,
             c_void_p,
-            c_void_p,
             c_int64,
             c_void_p,
-            c_int64,
             c_void_p,
             c_int64,
-            c_char_p,
-            c_size_t,
+            c_int32,
+            c_void_p,
+            c_int64,
+            *_TEXT,
         ],
     ),
 }

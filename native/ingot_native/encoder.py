@@ -1,8 +1,6 @@
 """Run a packed encoder."""
 
-import ctypes
 import os
-import threading
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -10,11 +8,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ingot_native import binding
-from ingot_native.errors import InputError, LibraryError
-from ingot_native.file import read_packed
-from ingot_native.layout import ACTIVATIONS, NORMS, POOLS, POSITIONS, Packed, head_of
-from ingot_native.pack import aligned, check_packed
+from ingot_native.errors import InputError
+from ingot_native.handle import Handle, opened
+from ingot_native.layout import Packed
 
 Ids = Sequence[Any] | NDArray[Any]  # token ids of one sequence: any whole numbers
 
@@ -50,43 +46,13 @@ class Encoder:
             LibraryError: The library is missing, or refused: unknown instruction set, no memory.
             InputError: `threads` is negative.
         """
-        if not 0 <= threads < 1 << 31:
-            raise InputError(f"threads must be 0 or more; got {threads}. 0 takes every core.")
-        self._lock = threading.Lock()
-        self._process = os.getpid()
-        self._handle = ctypes.c_void_p()
-        if isinstance(packed, Packed):
-            check_packed(packed)
-        else:
-            packed = read_packed(packed)
+        self._model = Handle("encoder", "ingot_free")
+        packed = opened(packed)
         self.spec = packed.spec
-        self._tensors = {name: aligned(tensor) for name, tensor in packed.tensors.items()}
-        self._create(packed, threads, isa)
-        library = binding.loaded()
-        self.threads = int(library.ingot_threads(self._handle))
-        self.isa = library.ingot_isa(self._handle).decode()
-        self.width = int(library.ingot_width(self._handle))
-
-    def _create(self, packed: Packed, threads: int, isa: str | None) -> None:
-        tensors = (binding.Tensor * len(self._tensors))(
-            *(
-                binding.Tensor(name.encode(), tensor.ctypes.data, tensor.nbytes)
-                for name, tensor in self._tensors.items()
-            )
-        )
-        spec = _spec_struct(packed)
-        config = binding.Config(
-            ctypes.sizeof(binding.Config),
-            threads,
-            isa.encode() if isa is not None else None,
-            ctypes.pointer(spec),
-            tensors,
-            len(tensors),
-        )
-        text = ctypes.create_string_buffer(binding.ERROR_BYTES)
-        code = binding.loaded().ingot_create(config, ctypes.byref(self._handle), text, len(text))
-        if code:
-            raise LibraryError(text.value.decode(errors="replace"))
+        self._model.create("ingot_create", packed, threads, isa)
+        self.threads = int(self._model.ask("ingot_threads"))
+        self.isa: str = self._model.ask("ingot_isa").decode()
+        self.width = int(self._model.ask("ingot_width"))
 
     def encode(
         self,
@@ -113,55 +79,29 @@ class Encoder:
         """
         if mask is not None:
             sequences, types = _unpadded(sequences, types, np.asarray(mask))
-        ids, offsets = _joined("Token ids", sequences, self.spec.vocab)
+        ids, offsets = joined("Token ids", sequences, self.spec.vocab)
         joined_types = None
         if types is not None:
-            joined_types, type_offsets = _joined(
-                "Token types", types, max(1, self.spec.token_types)
-            )
+            joined_types, type_offsets = joined("Token types", types, max(1, self.spec.token_types))
             if not np.array_equal(offsets, type_offsets):
                 raise InputError("Every token must have one type; the lengths differ.")
         n = len(offsets) - 1
         answer = np.empty((len(ids) if self.spec.pool == "tokens" else n, self.width), np.float32)
-        self._run(ids, joined_types, offsets, answer)
+        self._model.call(
+            "ingot_run",
+            ids.ctypes.data,
+            joined_types.ctypes.data if joined_types is not None else None,
+            len(ids),
+            offsets.ctypes.data,
+            n,
+            answer.ctypes.data,
+            answer.size,
+        )
         return answer
-
-    def _run(
-        self,
-        ids: NDArray[np.int32],
-        types: NDArray[np.int32] | None,
-        offsets: NDArray[np.int64],
-        answer: NDArray[np.float32],
-    ) -> None:
-        text = ctypes.create_string_buffer(binding.ERROR_BYTES)
-        if self._process != os.getpid():  # a fork may have copied the lock while it was held
-            self._process, self._lock = os.getpid(), threading.Lock()
-        with self._lock:
-            if self._handle.value is None:
-                raise LibraryError("The encoder must be open; it was closed. Make another.")
-            code = binding.loaded().ingot_run(
-                self._handle,
-                ids.ctypes.data,
-                types.ctypes.data if types is not None else None,
-                len(ids),
-                offsets.ctypes.data,
-                len(offsets) - 1,
-                answer.ctypes.data,
-                answer.size,
-                text,
-                len(text),
-            )
-        if code:
-            message = text.value.decode(errors="replace")
-            raise InputError(message) if code == binding.BAD_INPUT else LibraryError(message)
 
     def close(self) -> None:
         """Stop the threads and give back the memory, after a call in progress; twice is once."""
-        with self._lock:
-            handle, self._handle = self._handle, ctypes.c_void_p()
-            self._tensors = {}
-            if handle.value is not None:
-                binding.loaded().ingot_free(handle)
+        self._model.close()
 
     def __enter__(self) -> Self:
         return self
@@ -175,37 +115,8 @@ class Encoder:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_handle"):
+        if hasattr(self, "_model"):
             self.close()
-
-
-def _spec_struct(packed: Packed) -> binding.Spec:
-    spec = packed.spec
-    facts: dict[str, Any] = {  # a C struct's fields are set by name
-        name: int(value)
-        for name, value in spec.to_json().items()
-        if isinstance(value, int) and name in binding.Spec.__dict__
-    }
-    activations, layers = head_of(spec), spec.layers
-    n_head = len(activations)
-    head = (ctypes.c_int32 * n_head)(*(ACTIVATIONS.index(name) for name in activations))
-    facts |= {
-        "struct_size": ctypes.sizeof(binding.Spec),
-        "position": POSITIONS.index(spec.position),
-        "norm": NORMS.index(spec.norm),
-        "activation": ACTIVATIONS.index(spec.activation),
-        "pool": POOLS.index(spec.pool),
-        "n_head": n_head,
-        "head_activations": head,
-        "head_widths": (ctypes.c_int32 * n_head)(*packed.head_widths),
-        "epsilon": float(spec.epsilon),
-        "attention_scale": float(spec.attention_scale),
-    }
-    if spec.rotary_bases:
-        facts["rotary_bases"] = (ctypes.c_double * layers)(*spec.rotary_bases)
-    if spec.windows:
-        facts["windows"] = (ctypes.c_int32 * layers)(*spec.windows)
-    return binding.Spec(**facts)
 
 
 def _unpadded(
@@ -232,7 +143,7 @@ def _unpadded(
     return rows, [row[:length] for row, length in zip(type_table, lengths, strict=True)]
 
 
-def _joined(
+def joined(
     what: str, sequences: Sequence[Ids] | NDArray[Any], end: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """All values one after another, and where each sequence begins."""

@@ -3,7 +3,8 @@
 NativeError
 ├── PackError        tensors or a spec that cannot be packed
 ├── PackedFileError  a file that is not a packed transformer, or is damaged
-├── InputError       sequences that the encoder cannot run
+├── InputError       sequences that an encoder or a decoder cannot run
+├── CacheFull        no pages left for the tokens of a step
 └── LibraryError     the compiled library is missing, too old, or refused
 """
 
@@ -21,7 +22,11 @@ class PackedFileError(NativeError, ValueError):
 
 
 class InputError(NativeError, ValueError):
-    """Sequences that the encoder cannot run."""
+    """Sequences that an encoder or a decoder cannot run."""
+
+
+class CacheFull(NativeError, RuntimeError):
+    """No pages are left for the tokens of a step; nothing has changed."""
 
 
 class LibraryError(NativeError, RuntimeError):

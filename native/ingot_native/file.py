@@ -18,7 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingot_native.errors import PackedFileError, PackError
-from ingot_native.layout import DTYPES, Packed, Slot, check_slots, check_spec, slots_of
+from ingot_native.layout import (
+    DTYPE_NAMES,
+    DTYPES,
+    Packed,
+    Slot,
+    check_four_bits,
+    check_slots,
+    check_spec,
+    slots_of,
+)
 from ingot_native.pack import ALIGNMENT, check_packed
 from ingot_native.spec import TransformerSpec
 
@@ -27,7 +36,6 @@ FORMAT_VERSION = "1"
 
 _PADDING = "padding."
 _LONGEST_HEADER = 16 << 20
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def write_packed(packed: Packed, path: str | os.PathLike[str]) -> None:
@@ -48,7 +56,7 @@ def write_packed(packed: Packed, path: str | os.PathLike[str]) -> None:
     for name, tensor in padded.items():
         end = offset + tensor.nbytes
         entries[name] = {
-            "dtype": _NAMES[tensor.dtype],
+            "dtype": DTYPE_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [offset, end],
         }
@@ -125,18 +133,17 @@ def read_packed(path: str | os.PathLike[str]) -> Packed:
             header, start = _header(file)
             spec, widths, slots, places = _checked(header, os.fstat(file.fileno()).st_size - start)
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        tensors = {name: _view(mapped, slot, start + places[name]) for name, slot in slots.items()}
+        check_four_bits(tensors)
     except (PackedFileError, PackError) as error:
         raise PackedFileError(f"{Path(path).name}: {error}") from error
-    tensors = {
-        name: np.frombuffer(
-            mapped,
-            DTYPES[slot.dtype],
-            slot.size_bytes // DTYPES[slot.dtype].itemsize,
-            start + places[name],
-        ).reshape(slot.shape)
-        for name, slot in slots.items()
-    }
     return Packed(spec, widths, tensors)
+
+
+def _view(mapped: mmap.mmap, slot: Slot, place: int) -> NDArray[Any]:
+    dtype = DTYPES[slot.dtype]
+    count = slot.size_bytes // dtype.itemsize
+    return np.frombuffer(mapped, dtype, count, place).reshape(slot.shape)
 
 
 def _require(holds: bool, rule: str) -> None:
@@ -233,7 +240,7 @@ def _entry(name: str, entry: object, size: int) -> tuple[Slot, tuple[int, int]]:
     dtype, shape, span = facts["dtype"], facts["shape"], facts["data_offsets"]
     _require(
         isinstance(dtype, str) and dtype in DTYPES,
-        f"Tensor {name!r} must be I8, I32 or F32; got {dtype!r}.",
+        f"Tensor {name!r} must be one of {', '.join(DTYPES)}; got {dtype!r}.",
     )
     ok = isinstance(shape, list) and len(shape) <= 4 and all(_is_count(n) for n in shape)
     _require(ok, f"Tensor {name!r} must have a shape of at most four sizes; got {shape!r}.")

@@ -1,7 +1,35 @@
-"""Names, types and shapes of packed tensors, and which specs there can be."""
+"""Names, types and shapes of packed tensors, and which specs there can be.
+
+A matrix `[n, k]`, of a block (`qkv` is its three parts one after another) or of the head, lies in
+tiles of sixteen outputs; `n_pad` is n rounded up to 16, and what is added is zero. It has one of
+two forms:
+
+| eight bits | type | sizes |
+|---|---|---|
+| `NAME.codes` | I8 | `[n_pad / 16, k_pad / 4, 16, 4]`, k_pad: k rounded up to 64 |
+| `NAME.scales`, `NAME.sums`, `NAME.bias` | F32, I32, F32 | `[n_pad]`; sums are of the codes |
+
+| four bits | type | sizes |
+|---|---|---|
+| `NAME.codes4` | U8 | `[n_pad / 16, k / 8, 16, 4]`, two codes in a byte, each stored + 8 |
+| `NAME.ratios` | F16 | `[n_pad / 16, k / group, 16]`, 0 to 1 |
+| `NAME.scales`, `NAME.bias` | F32 | `[n_pad]` |
+
+Of byte (b, o, j) the low half is input 8 b + j, the high half input 8 b + 4 + j. A group has 32 or
+128 inputs, which divide k; its scale is its ratio times its output's scale. The last dense layers of a classifier are float:
+`head.{j}.weight` `[n, k]` and `head.{j}.bias` `[n]`. The scores of a vocabulary are the last
+`head.{j}`, in eight or four bits.
+
+The token table is one of `embed.tokens.weight` F32 `[vocab, hidden]`; `embed.tokens.codes` I8
+`[vocab, hidden]`; `embed.tokens.codes4` U8 `[vocab, hidden / 2]`, byte b of a row holding column b
+in its low half and column b + hidden / 2 in its high half, stored + 8. The integers have
+`embed.tokens.scales` F32 `[vocab]`. Where the vocabulary's scores are made of the table itself
+("tied"), there is none of them: a token's row is read from the head. All else is F32 as in
+`spec.py`.
+"""
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import get_args
 
@@ -18,9 +46,15 @@ POOLS: tuple[str, ...] = get_args(Pool)
 
 DTYPES: dict[str, np.dtype[np.generic]] = {
     "I8": np.dtype("<i1"),
+    "U8": np.dtype("<u1"),
     "I32": np.dtype("<i4"),
+    "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
 }
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+GROUPS = (128, 32)  # inputs that may share a scale in four bits
+
+_ONE = 0x3C00  # 1 in float16: as whole numbers, 0 to 1 are those up to it, and nothing else is
 
 _WIDEST = 65536  # integer sums of a row stay below 2^31 up to here
 _LONGEST = 1 << 20
@@ -224,31 +258,70 @@ def tables_of(spec: TransformerSpec, present: Collection[str]) -> dict[str, tupl
     return tables
 
 
-def _matrix_slots(name: str, outputs: int, inputs: int) -> dict[str, Slot]:
+def _matrix_slots(
+    name: str, outputs: int, inputs: int, present: Mapping[str, Slot]
+) -> dict[str, Slot]:
     n, k = round_up(outputs, 16), round_up(inputs, 64)
-    return {
-        f"{name}.codes": Slot("I8", (n // 16, k // 4, 16, 4)),
-        f"{name}.scales": Slot("F32", (n,)),
-        f"{name}.sums": Slot("I32", (n,)),
-        f"{name}.bias": Slot("F32", (n,)),
+    each = {f"{name}.scales": Slot("F32", (n,)), f"{name}.bias": Slot("F32", (n,))}
+    if f"{name}.codes4" not in present:
+        codes = Slot("I8", (n // 16, k // 4, 16, 4))
+        return each | {f"{name}.codes": codes, f"{name}.sums": Slot("I32", (n,))}
+    group = _group_of(name, inputs, present)
+    return each | {
+        f"{name}.codes4": Slot("U8", (n // 16, inputs // 8, 16, 4)),
+        f"{name}.ratios": Slot("F16", (n // 16, inputs // group, 16)),
     }
 
 
-def slots_of(
+def _group_of(name: str, inputs: int, present: Mapping[str, Slot]) -> int:
+    """Inputs that share a scale, as the shape of the ratios says."""
+    fitting = [group for group in GROUPS if inputs % group == 0]
+    if not fitting:
+        raise PackError(
+            f"A matrix in four bits must have a multiple of {GROUPS[-1]} inputs; "
+            f"{name!r} has {inputs}. Pack it in eight bits."
+        )
+    ratios = present.get(f"{name}.ratios")
+    counts = ratios.shape[1:2] if ratios is not None else ()
+    return next((group for group in fitting if counts == (inputs // group,)), fitting[-1])
+
+
+def is_tied(spec: TransformerSpec, head_widths: tuple[int, ...], present: Collection[str]) -> bool:
+    """Whether a token's row is read from the head that scores the vocabulary."""
+    if not spec.vocab_head or any(name.startswith("embed.tokens.") for name in present):
+        return False
+    inputs = (spec.hidden, *head_widths)[-2]
+    return head_widths[-1] == spec.vocab and inputs == spec.hidden
+
+
+def _token_slots(
     spec: TransformerSpec, head_widths: tuple[int, ...], present: Collection[str]
+) -> dict[str, Slot]:
+    if is_tied(spec, head_widths, present):
+        return {}
+    if "embed.tokens.weight" in present:
+        return {"embed.tokens.weight": Slot("F32", (spec.vocab, spec.hidden))}
+    slots = {"embed.tokens.scales": Slot("F32", (spec.vocab,))}
+    if "embed.tokens.codes4" in present and spec.hidden % 2 == 0:
+        return slots | {"embed.tokens.codes4": Slot("U8", (spec.vocab, spec.hidden // 2))}
+    return slots | {"embed.tokens.codes": Slot("I8", (spec.vocab, spec.hidden))}
+
+
+def slots_of(
+    spec: TransformerSpec, head_widths: tuple[int, ...], present: Mapping[str, Slot]
 ) -> dict[str, Slot]:
     """Every packed tensor of a transformer.
 
     Args:
         spec: A checked spec.
         head_widths: Outputs of each dense layer of the head.
-        present: Names that are there: some tensors may be absent or come in one of two forms.
+        present: What is there: some tensors may be absent or come in one of several forms.
 
     Returns:
         Type and shape by name.
 
     Raises:
-        PackError: `head_widths` does not fit the spec.
+        PackError: `head_widths` does not fit the spec, or a matrix in four bits has no groups.
     """
     count = len(head_of(spec))
     if len(head_widths) != count:
@@ -256,23 +329,20 @@ def slots_of(
     for j, width in enumerate(head_widths):
         _whole("head_widths", width, 1, 1 << 24 if j + 1 == len(head_widths) else _WIDEST)
     slots = {name: Slot("F32", shape) for name, shape in tables_of(spec, present).items()}
-    if "embed.tokens.weight" in present:
-        slots["embed.tokens.weight"] = Slot("F32", (spec.vocab, spec.hidden))
-    else:
-        slots["embed.tokens.codes"] = Slot("I8", (spec.vocab, spec.hidden))
-        slots["embed.tokens.scales"] = Slot("F32", (spec.vocab,))
+    slots |= _token_slots(spec, head_widths, present)
     for name, width in norms_of(spec, head_widths):
         slots[f"{name}.weight"] = Slot("F32", (width,))
         if spec.norm == "layer" and f"{name}.bias" in present:
             slots[f"{name}.bias"] = Slot("F32", (width,))
     for name, parts, inputs in matrices_of(spec):
-        slots |= _matrix_slots(name, sum(outputs for _, outputs in parts), inputs)
-    for name, outputs, inputs in head_layers_of(spec, head_widths):
-        if f"{name}.weight" in present:
+        slots |= _matrix_slots(name, sum(outputs for _, outputs in parts), inputs, present)
+    for j, (name, outputs, inputs) in enumerate(head_layers_of(spec, head_widths)):
+        scores_vocabulary = spec.vocab_head and j + 1 == count
+        if f"{name}.weight" in present and not scores_vocabulary:
             slots[f"{name}.weight"] = Slot("F32", (outputs, inputs))
             slots[f"{name}.bias"] = Slot("F32", (outputs,))
         else:
-            slots |= _matrix_slots(name, outputs, inputs)
+            slots |= _matrix_slots(name, outputs, inputs, present)
     return slots
 
 
@@ -294,3 +364,23 @@ def check_slots(slots: dict[str, Slot], given: dict[str, Slot]) -> None:
                 f"Tensor {name!r} must be {want.dtype} {list(want.shape)}; "
                 f"got {slot.dtype} {list(slot.shape)}."
             )
+
+
+def check_four_bits(tensors: Mapping[str, NDArray[np.generic]]) -> None:
+    """Refuse scales of matrices in four bits that no weights have.
+
+    Raises:
+        PackError: A ratio is outside 0 to 1, or a scale is not finite; names the tensor.
+    """
+    for name, tensor in tensors.items():
+        if name.endswith(".ratios"):
+            is_wrong = tensor.view(np.uint16) > _ONE
+            rule = "be between 0 and 1"
+        elif name.endswith(".scales") and f"{name.removesuffix('.scales')}.codes4" in tensors:
+            is_wrong = ~np.isfinite(tensor.astype(np.float32, copy=False))
+            rule = "be finite"
+        else:
+            continue
+        if is_wrong.any():
+            where = np.argwhere(is_wrong)[0].tolist()
+            raise PackError(f"Tensor {name!r} must {rule}; got {tensor[tuple(where)]} at {where}.")

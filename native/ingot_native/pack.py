@@ -1,21 +1,32 @@
 """From float (or integer) tensors to the form that the kernels read."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ingot_native.codes import (
+    Codes,
+    joined,
+    matrix_tensors,
+    quantize_groups,
+    quantize_rows,
+    table_tensors,
+)
 from ingot_native.errors import PackError
 from ingot_native.layout import (
+    DTYPE_NAMES,
+    GROUPS,
     Packed,
     Slot,
+    check_four_bits,
     check_slots,
     check_spec,
     head_layers_of,
     matrices_of,
     norms_of,
-    round_up,
     slots_of,
     tables_of,
 )
@@ -40,11 +51,28 @@ def aligned(values: Array) -> Array:
     return copy
 
 
+@dataclass(frozen=True, slots=True)
+class _Bits:
+    """What matrices become: `bits` and `group` of `pack`."""
+
+    bits: Literal[4, 8] | None
+    group: int
+
+    def of_floats(self, weight: NDArray[np.float32]) -> Codes:
+        fits = (size for size in (self.group, GROUPS[-1]) if weight.shape[1] % size == 0)
+        group = next(fits, 0) if self.bits == 4 else 0
+        return quantize_groups(weight, group) if group else quantize_rows(weight)
+
+    def of_integers(self, weight: Codes) -> Codes:
+        small = weight.in_four_bits() if self.bits != 8 else None
+        return small or weight.in_eight_bits()
+
+
 class _Source:
     """The given tensors: each is fetched once, checked, and what nobody fetched is refused."""
 
-    def __init__(self, tensors: Mapping[str, Array]) -> None:
-        self.tensors = tensors
+    def __init__(self, tensors: Mapping[str, Array], bits: _Bits) -> None:
+        self.tensors, self.bits = tensors, bits
         self.fetched: set[str] = set()
 
     def floats(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -70,11 +98,18 @@ class _Source:
     def optional(self, name: str, count: int) -> NDArray[np.float32]:
         return self.floats(name, (count,)) if name in self.tensors else np.zeros(count, np.float32)
 
-    def rows8(self, name: str, outputs: int, inputs: int) -> tuple[NDArray[np.int8], Array]:
-        """Codes `(outputs, inputs)` and scales `(outputs,)` of a weight."""
+    def matrix(self, name: str, outputs: int, inputs: int) -> Codes:
+        """A weight in the bits that matrices get."""
+        given = self.integers(name, outputs, inputs)
+        if given is None:
+            return self.bits.of_floats(self.floats(name, (outputs, inputs)))
+        return self.bits.of_integers(given)
+
+    def integers(self, name: str, outputs: int, inputs: int) -> Codes | None:
+        """A weight that is given as integers with their scales; None for one in float."""
         given = self.tensors.get(name)
         if given is None or np.asarray(given).dtype != np.int8:
-            return quantize_rows(self.floats(name, (outputs, inputs)))
+            return None
         codes = np.asarray(given)
         self.fetched.add(name)
         if codes.shape != (outputs, inputs):
@@ -83,10 +118,7 @@ class _Source:
             )
         groups = np.asarray(self.tensors.get(f"{name}_scale", np.zeros(0))).shape[-1:]
         count = groups[0] if groups and groups[0] and inputs % groups[0] == 0 else 1
-        scales = self.floats(f"{name}_scale", (outputs, count))
-        if count == 1:
-            return codes, scales[:, 0]
-        return quantize_rows(codes * np.repeat(scales, inputs // count, axis=1))
+        return Codes(codes, self.floats(f"{name}_scale", (outputs, count)))
 
     def refuse_rest(self) -> None:
         rest = sorted(set(self.tensors) - self.fetched)
@@ -95,43 +127,6 @@ class _Source:
                 f"Tensor {rest[0]!r} has no place in this encoder ({len(rest)} such). "
                 "Check its name, or the spec."
             )
-
-
-def quantize_rows(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric eight-bit codes with one scale per row, s = max|w| / 127.
-
-    Args:
-        weight: Finite values `(rows, columns)`.
-
-    Returns:
-        Codes `(rows, columns)`, -127 to 127, and positive scales `(rows,)`; a row of zeros gets 1.
-    """
-    scales = (np.abs(weight).max(axis=1) / np.float32(127)).astype(np.float32)
-    scales[scales == 0] = 1
-    codes = np.rint(weight / scales[:, None])
-    return np.clip(codes, -127, 127).astype(np.int8), scales
-
-
-def _tiles(codes: NDArray[np.int8]) -> NDArray[np.int8]:
-    """`(n, k)` to `(n_pad / 16, k_pad / 4, 16, 4)`, zeros where nothing was."""
-    n, k = codes.shape
-    padded = np.zeros((round_up(n, 16), round_up(k, 64)), np.int8)
-    padded[:n, :k] = codes
-    split = padded.reshape(padded.shape[0] // 16, 16, padded.shape[1] // 4, 4)
-    return np.ascontiguousarray(split.transpose(0, 2, 1, 3))
-
-
-def _pad(values: Array) -> Array:
-    return np.pad(values, (0, -len(values) % 16))
-
-
-def _matrix(codes: NDArray[np.int8], scales: Array, bias: Array, name: str) -> dict[str, Array]:
-    return {
-        f"{name}.codes": _tiles(codes),
-        f"{name}.scales": _pad(scales),
-        f"{name}.sums": _pad(codes.sum(axis=1, dtype=np.int32)),
-        f"{name}.bias": _pad(bias),
-    }
 
 
 def _head_names(spec: TransformerSpec, tensors: Mapping[str, Array]) -> list[str]:
@@ -153,21 +148,23 @@ def _head_widths(names: list[str], tensors: Mapping[str, Array]) -> tuple[int, .
 
 
 def _tokens(spec: TransformerSpec, source: _Source, *, in_float: bool) -> dict[str, Array]:
+    shape = (spec.vocab, spec.hidden)
     if in_float:
-        shape = (spec.vocab, spec.hidden)
         return {"embed.tokens.weight": source.floats("embed.tokens", shape)}
-    codes, scales = source.rows8("embed.tokens", spec.vocab, spec.hidden)
-    return {"embed.tokens.codes": codes, "embed.tokens.scales": scales}
+    given = source.integers("embed.tokens", *shape)
+    if given is None:
+        return table_tensors("embed.tokens", quantize_rows(source.floats("embed.tokens", shape)))
+    if given.scales.shape[1] == 1 and given.is_small and spec.hidden % 2 == 0:
+        given = replace(given, group=spec.hidden)
+    return table_tensors("embed.tokens", given if given.group else given.in_eight_bits())
 
 
 def _body(spec: TransformerSpec, source: _Source) -> dict[str, Array]:
     packed: dict[str, Array] = {}
     for name, parts, inputs in matrices_of(spec):
-        pieces = [source.rows8(f"{part}.weight", outputs, inputs) for part, outputs in parts]
-        codes = np.concatenate([piece[0] for piece in pieces])
-        scales = np.concatenate([piece[1] for piece in pieces])
+        pieces = [source.matrix(f"{part}.weight", outputs, inputs) for part, outputs in parts]
         bias = np.concatenate([source.optional(f"{part}.bias", n) for part, n in parts])
-        packed |= _matrix(codes, scales, bias, name)
+        packed |= matrix_tensors(name, joined(pieces), bias)
     return packed
 
 
@@ -175,41 +172,60 @@ def _head(
     spec: TransformerSpec, names: list[str], widths: tuple[int, ...], source: _Source
 ) -> dict[str, Array]:
     packed: dict[str, Array] = {}
-    layers = head_layers_of(spec, widths)
-    for given, (name, outputs, inputs) in zip(names, layers, strict=True):
+    layers = list(head_layers_of(spec, widths))
+    for j, (given, (name, outputs, inputs)) in enumerate(zip(names, layers, strict=True)):
         bias = source.optional(f"{given.removesuffix('.weight')}.bias", outputs)
         is_integer = np.asarray(source.tensors[given]).dtype == np.int8
-        if outputs <= FLOAT_HEAD_OUTPUTS and not is_integer:
+        scores_vocabulary = spec.vocab_head and j + 1 == len(layers)
+        if outputs <= FLOAT_HEAD_OUTPUTS and not is_integer and not scores_vocabulary:
             weight = source.floats(given, (outputs, inputs))
             packed |= {f"{name}.weight": weight, f"{name}.bias": bias}
         else:
-            packed |= _matrix(*source.rows8(given, outputs, inputs), bias, name)
+            packed |= matrix_tensors(name, source.matrix(given, outputs, inputs), bias)
     return packed
 
 
 def pack(
-    spec: TransformerSpec, tensors: Mapping[str, Array], *, float_tokens: bool = False
+    spec: TransformerSpec,
+    tensors: Mapping[str, Array],
+    *,
+    float_tokens: bool = False,
+    bits: Literal[4, 8] | None = None,
+    group: int = 32,
 ) -> Packed:
-    """Pack a transformer: weights in eight bits per output, token table in eight bits per row.
+    """Pack a transformer: weights in eight bits per output or four per group, tables by the row.
+
+    Integer weights keep their codes: in four bits where these are -8 to 7 and a scale is shared by
+    a multiple of 32 neighbouring inputs, else in eight bits with one scale per output. Those that
+    fit neither are quantized again. Queries, keys and values are one matrix: in four bits if all
+    three are.
 
     Args:
         spec: What it is made of.
-        tensors: Tensors by the names in `spec.py`. Integer weights with one scale per output keep
-            their codes; with more groups they are quantized again.
+        tensors: Tensors by the names in `spec.py`.
         float_tokens: Keep the token table in float32.
+        bits: What matrices in float become: 8 bits (None, too), or 4 where a multiple of 32 inputs
+            allows it. With 8, integers of four bits are brought to eight.
+        group: Inputs that share a scale when float becomes four bits: 32 or 128; where 128 do not
+            divide the inputs, 32.
 
     Returns:
-        The packed transformer; its digest depends on the arguments alone.
+        The packed transformer; its digest depends on the arguments alone. A token table that also
+        scores the vocabulary is there once, as the head.
 
     Raises:
         PackError: A tensor is missing, unknown, of another shape, or holds NaN or infinity; or the
-            spec is none. The message names the tensor or the field.
+            spec, `bits` or `group` is none. The message names the tensor or the field.
     """
+    if bits not in (None, 4, 8) or group not in GROUPS:
+        raise PackError(f"bits must be 4 or 8, group 32 or 128; got {bits!r} and {group!r}.")
     check_spec(spec)
     names = _head_names(spec, tensors)
     widths = _head_widths(names, tensors)
-    source = _Source(tensors)
-    packed = _tokens(spec, source, in_float=float_tokens)
+    source = _Source(tensors, _Bits(bits, group))
+    packed: dict[str, Array] = {}
+    if float_tokens or "embed.tokens" not in names:
+        packed |= _tokens(spec, source, in_float=float_tokens)
     for name, shape in tables_of(spec, tensors).items():
         packed[name] = source.floats(name, shape)
     for name, width in norms_of(spec, widths):
@@ -230,9 +246,9 @@ def check_packed(packed: Packed) -> None:
         PackError: Names the field or the tensor.
     """
     check_spec(packed.spec)
-    names = {"int8": "I8", "int32": "I32", "float32": "F32"}
     given = {
-        name: Slot(names.get(str(tensor.dtype), str(tensor.dtype)), tensor.shape)
+        name: Slot(DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tensor.shape)
         for name, tensor in packed.tensors.items()
     }
     check_slots(slots_of(packed.spec, packed.head_widths, given), given)
+    check_four_bits(packed.tensors)

@@ -1,13 +1,16 @@
 """The forward pass in plain numpy: the specification that every instruction set is tested against.
 
 Weights and token table are rounded to eight bits per row, the input of every eight-bit matrix to
-eight bits per token, as the kernels do; everything else is computed in double precision, one
-sequence at a time. Sets that multiply in bf16 inside attention are asked for with `bf16`.
+eight bits per token; of a matrix in four bits both are rounded in groups of inputs, the input to
+eight bits. A cache of keys and values in eight bits rounds each token's, head by head. Everything
+else is computed in double precision, one sequence at a time. Sets that multiply in bf16 inside
+attention are asked for with `bf16`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +20,40 @@ from ingot_native.spec import TransformerSpec
 Array = NDArray[Any]  # float64 inside, whatever the caller has outside
 Tensors = Mapping[str, Array]
 
-_FLOAT_HEAD_OUTPUTS = 64  # a head layer with at most as many outputs stays in float
+_FLOAT_HEAD_OUTPUTS = 64  # a classifier with at most as many outputs stays in float
+_GROUPS = (128, 32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Matrix:
+    """A weight as the kernels see it.
+
+    Attributes:
+        values: `(out, in)`, float64.
+        group: Inputs that share a scale, of the weight and of what it multiplies; 0: all.
+    """
+
+    values: Array
+    group: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Net:
+    """A transformer whose weights are rounded.
+
+    Attributes:
+        spec: What it is made of.
+        tensors: Tensors as they were given: biases, norms, tables and what stays in float.
+        matrices: The rounded weights, by the names of the given ones; also the token table.
+        bf16: Whether attention multiplies in bf16.
+        cache_bits: Of keys and values: 32 or 8.
+    """
+
+    spec: TransformerSpec
+    tensors: Tensors
+    matrices: Mapping[str, Matrix]
+    bf16: bool = False
+    cache_bits: int = 32
 
 
 def forward(
@@ -27,32 +63,112 @@ def forward(
     types: Sequence[Sequence[int] | Array] | None = None,
     *,
     bf16: bool = False,
+    cache_bits: Literal[32, 8] = 32,
+    bits: Literal[4, 8] | None = None,
+    group: int = 32,
 ) -> NDArray[np.float64]:
-    """Compute what `Encoder.encode` computes.
+    """Compute what `Encoder.encode` or, for a language model, a decoder computes.
 
     Args:
         spec: What the transformer is made of.
-        tensors: Tensors by the names in `spec.py`: float, or int8 with one scale per output.
+        tensors: Tensors by the names in `spec.py`, as `pack` takes them.
         sequences: Token ids of each sequence.
         types: Token types of each sequence; None for all 0.
         bf16: Whether queries, keys, values and the softmax's numerators are rounded to bf16.
+        cache_bits: 8 if keys and values go through a cache of eight bits.
+        bits: As `pack` takes it.
+        group: As `pack` takes it.
 
     Returns:
         `(n, width)`; if the pool is `tokens`, `(tokens, width)`.
     """
+    matrices = rounded_matrices(spec, tensors, bits, group)
+    net = Net(spec, tensors, matrices, bf16, cache_bits)
     answers = []
     for i, ids in enumerate(sequences):
         kinds = np.zeros(len(ids), int) if types is None else np.asarray(types[i])
-        x = body(spec, tensors, np.asarray(ids), kinds, bf16)
-        answers.append(head(spec, tensors, pool(spec, x)))
+        x = body(net, np.asarray(ids), kinds)
+        answers.append(head(net, pool(spec, x)))
     return np.concatenate(answers)
 
 
-def body(
-    spec: TransformerSpec, tensors: Tensors, ids: Array, kinds: Array, bf16: bool = False
-) -> Array:
+def rounded_matrices(
+    spec: TransformerSpec, tensors: Tensors, bits: Literal[4, 8] | None = None, group: int = 32
+) -> dict[str, Matrix]:
+    """Round every weight as `pack` does."""
+    found: dict[str, Matrix] = {}
+    for i in range(spec.layers):
+        names = [f"layers.{i}.{part}.weight" for part in ("q", "k", "v")]
+        groups = {_group_of(tensors, name, bits, group) for name in names}
+        joint = groups.pop() if len(groups) == 1 else 0
+        found |= {name: _matrix(tensors, name, joint) for name in names}
+        for part in ("o", "gate", "up", "down") if spec.gated else ("o", "up", "down"):
+            name = f"layers.{i}.{part}.weight"
+            found[name] = _matrix(tensors, name, _group_of(tensors, name, bits, group))
+    found["embed.tokens"] = _matrix(tensors, "embed.tokens", 0)
+    for name in _packed_head(spec, tensors):
+        found[name] = _matrix(tensors, name, _group_of(tensors, name, bits, group))
+    return found
+
+
+def vocabulary_weight(tensors: Tensors) -> str:
+    """Name of the weight that scores the vocabulary: the token table unless there is another."""
+    return "lm_head.weight" if "lm_head.weight" in tensors else "embed.tokens"
+
+
+def _packed_head(spec: TransformerSpec, tensors: Tensors) -> Iterable[str]:
+    for j in range(len(spec.head)):
+        weight = tensors[f"head.{j}.weight"]
+        if weight.dtype == np.int8 or len(weight) > _FLOAT_HEAD_OUTPUTS:
+            yield f"head.{j}.weight"
+    if spec.vocab_head:
+        yield vocabulary_weight(tensors)
+
+
+def _group_of(tensors: Tensors, name: str, bits: Literal[4, 8] | None, group: int) -> int:
+    """Inputs that share a scale of four bits; 0 for a weight in eight."""
+    weight = tensors[name]
+    inputs = weight.shape[1]
+    if weight.dtype != np.int8:
+        return next((g for g in (group, 32) if bits == 4 and inputs % g == 0), 0)
+    scale = tensors[f"{name}_scale"]
+    is_small = weight.min() >= -8 and weight.max() <= 7 and scale.min() >= 0
+    width = inputs // scale.shape[1]
+    return next((g for g in _GROUPS if width % g == 0 and is_small and bits != 8), 0)
+
+
+def _matrix(tensors: Tensors, name: str, group: int) -> Matrix:
+    """A weight in four bits if `group` is not 0, else in eight."""
+    weight, scale = tensors[name], tensors.get(f"{name}_scale")
+    if weight.dtype == np.int8 and scale is not None:
+        width = weight.shape[1] // scale.shape[1]
+        if group or scale.shape[1] == 1:
+            steps = _in_halves(scale) if group else scale.astype(np.float64)
+            return Matrix(weight * np.repeat(steps, width, axis=1), group)
+        weight = weight * np.repeat(scale.astype(np.float32), width, axis=1)
+    single = weight.astype(np.float32)
+    parts = single.reshape(len(single), -1, group or single.shape[1])
+    top = np.float32(7 if group else 127)
+    scales = np.abs(parts).max(axis=2) / top
+    steps = _in_halves(scales) if group else scales.astype(np.float64)
+    steps = np.where(steps > 0, steps, 1)[:, :, None]
+    codes = np.clip(np.rint(parts / steps.astype(np.float32)), -top, top).astype(np.float64)
+    return Matrix((codes * steps).reshape(single.shape), group)
+
+
+def _in_halves(scales: Array) -> Array:
+    """Scales `(rows, groups)` as shares of their row's largest in half precision."""
+    single = scales.astype(np.float32)
+    largest = single.max(axis=1, keepdims=True)
+    largest[largest == 0] = 1
+    ratios = (single / largest).astype(np.float16)
+    return ratios.astype(np.float64) * largest
+
+
+def body(net: Net, ids: Array, kinds: Array) -> Array:
     """Embeddings and blocks of one sequence: `(tokens, hidden)`."""
-    x = fake_quantized(tensors, "embed.tokens")[ids]
+    spec, tensors = net.spec, net.tensors
+    x = net.matrices["embed.tokens"].values[ids]
     if "embed.positions" in tensors:
         is_placed = ids != spec.padding_id
         places = np.where(is_placed, np.cumsum(is_placed) - 1, -1)
@@ -60,50 +176,49 @@ def body(
     if spec.token_types:
         x = x + tensors["embed.types"][kinds]
     if spec.embedding_norm:
-        x = norm(spec, tensors, "embed.norm", x)
+        x = norm(net, "embed.norm", x)
     for i in range(spec.layers):
-        x = block(spec, tensors, i, x, bf16)
-    return norm(spec, tensors, "final_norm", x) if spec.final_norm else x
+        x = block(net, i, x)
+    return norm(net, "final_norm", x) if spec.final_norm else x
 
 
-def block(spec: TransformerSpec, tensors: Tensors, i: int, x: Array, bf16: bool = False) -> Array:
+def block(net: Net, i: int, x: Array) -> Array:
     """One block: attention and MLP, each with its residual and norm."""
-    name = f"layers.{i}."
+    spec, name = net.spec, f"layers.{i}."
     if not spec.norm_first:
-        x = norm(spec, tensors, name + "attention_norm", x + attention(spec, tensors, i, x, bf16))
-        return norm(spec, tensors, name + "mlp_norm", x + mlp(spec, tensors, name, x))
+        x = norm(net, name + "attention_norm", x + attention(net, i, x))
+        return norm(net, name + "mlp_norm", x + mlp(net, name, x))
     is_normed = spec.first_attention_norm or i > 0
-    inner = norm(spec, tensors, name + "attention_norm", x) if is_normed else x
-    x = x + attention(spec, tensors, i, inner, bf16)
-    return x + mlp(spec, tensors, name, norm(spec, tensors, name + "mlp_norm", x))
+    inner = norm(net, name + "attention_norm", x) if is_normed else x
+    x = x + attention(net, i, inner)
+    return x + mlp(net, name, norm(net, name + "mlp_norm", x))
 
 
-def attention(
-    spec: TransformerSpec, tensors: Tensors, i: int, x: Array, bf16: bool = False
-) -> Array:
+def attention(net: Net, i: int, x: Array) -> Array:
     """Scaled dot-product attention of all heads and the output matrix."""
-    name, length = f"layers.{i}.", len(x)
+    spec, name, length = net.spec, f"layers.{i}.", len(x)
     q, k, v = (
-        linear(tensors, name + part, x).reshape(length, -1, spec.head_dim).swapaxes(0, 1)
+        linear(net, name + part, x).reshape(length, -1, spec.head_dim).swapaxes(0, 1)
         for part in "qkv"
     )
     if spec.position == "rotary":
         q, k = (rotated(spec, spec.rotary_bases[i], part) for part in (q, k))
-    narrow = to_bf16 if bf16 else np.asarray
+    if net.cache_bits == 8:
+        k, v = rounded(k), rounded(v)
+    narrow = to_bf16 if net.bf16 else np.asarray
     q, k, v = narrow(q), narrow(k), narrow(v)
     group = spec.heads // spec.kv_heads
     k, v = np.repeat(k, group, axis=0), np.repeat(v, group, axis=0)
-    scale = spec.attention_scale or spec.head_dim**-0.5
+    scores = q @ k.swapaxes(1, 2) * (spec.attention_scale or spec.head_dim**-0.5)
     distance = np.arange(length)[None, :] - np.arange(length)[:, None]  # key - query
-    scores = q @ k.swapaxes(1, 2) * scale
     if spec.position == "relative":
-        scores = scores + tensors["relative"][:, distance + spec.positions - 1]
+        scores = scores + net.tensors["relative"][:, distance + spec.positions - 1]
     window = spec.windows[i] if spec.windows else 0
     hidden = (distance > 0) & spec.causal | (np.abs(distance) > window) & (window > 0)
     scores = np.where(hidden, -np.inf, scores)
     weights = np.exp(scores - scores.max(axis=2, keepdims=True))
     context = narrow(weights) @ v / weights.sum(axis=2, keepdims=True)
-    return linear(tensors, name + "o", context.swapaxes(0, 1).reshape(length, -1))
+    return linear(net, name + "o", context.swapaxes(0, 1).reshape(length, -1))
 
 
 def rotated(spec: TransformerSpec, base: float, x: Array) -> Array:
@@ -117,14 +232,15 @@ def rotated(spec: TransformerSpec, base: float, x: Array) -> Array:
     )
 
 
-def mlp(spec: TransformerSpec, tensors: Tensors, name: str, x: Array) -> Array:
+def mlp(net: Net, name: str, x: Array) -> Array:
     """down(activation(up(x))), or down(activation(gate(x)) * up(x))."""
-    inner = linear(tensors, name + "up", x)
+    spec = net.spec
+    inner = linear(net, name + "up", x)
     if spec.gated:
-        inner = activate(spec.activation, linear(tensors, name + "gate", x)) * inner
+        inner = activate(spec.activation, linear(net, name + "gate", x)) * inner
     else:
         inner = activate(spec.activation, inner)
-    return linear(tensors, name + "down", inner)
+    return linear(net, name + "down", inner)
 
 
 def pool(spec: TransformerSpec, x: Array) -> Array:
@@ -134,34 +250,31 @@ def pool(spec: TransformerSpec, x: Array) -> Array:
     return {"tokens": x, "first": x[:1], "last": x[-1:]}[spec.pool]
 
 
-def head(spec: TransformerSpec, tensors: Tensors, x: Array) -> Array:
+def head(net: Net, x: Array) -> Array:
     """Dense layers after the pool, and the length of the answer."""
+    spec = net.spec
     if spec.pool_norm:
-        x = norm(spec, tensors, "pool_norm", x)
+        x = norm(net, "pool_norm", x)
     for j, activation in enumerate(spec.head):
-        x = activate(activation, head_linear(tensors, f"head.{j}.weight", x))
+        x = activate(activation, linear(net, f"head.{j}", x))
         if j == spec.head_norm:
-            x = norm(spec, tensors, "head.norm", x)
+            x = norm(net, "head.norm", x)
     if spec.vocab_head:
-        tied = "lm_head.weight" not in tensors
-        x = head_linear(tensors, "embed.tokens" if tied else "lm_head.weight", x)
+        x = linear(net, vocabulary_weight(net.tensors).removesuffix(".weight"), x)
     if spec.normalize:
         x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     return x
 
 
-def head_linear(tensors: Tensors, name: str, x: Array) -> Array:
-    """A dense layer of the head: in float if its outputs are few."""
-    weight, bias = tensors[name], tensors.get(f"{name.removesuffix('.weight')}.bias", 0.0)
-    if len(weight) <= _FLOAT_HEAD_OUTPUTS and weight.dtype != np.int8:
-        return np.asarray(x @ weight.T.astype(np.float64) + bias)
-    return np.asarray(rounded(x) @ fake_quantized(tensors, name).T + bias)
-
-
-def linear(tensors: Tensors, name: str, x: Array) -> Array:
-    """X w^T + bias with the rows of x and of w in eight bits."""
-    product: Array = rounded(x) @ fake_quantized(tensors, f"{name}.weight").T
-    return product + tensors.get(f"{name}.bias", 0.0)
+def linear(net: Net, name: str, x: Array) -> Array:
+    """X w^T + bias, with x in eight bits where w is an integer matrix."""
+    weight = name if name in net.tensors else f"{name}.weight"
+    bias = net.tensors.get(f"{name}.bias", 0.0)
+    matrix = net.matrices.get(weight)
+    if matrix is None:
+        return np.asarray(x @ net.tensors[weight].T.astype(np.float64) + bias)
+    parts = x.reshape(len(x), -1, matrix.group or x.shape[1])
+    return np.asarray(rounded(parts).reshape(x.shape) @ matrix.values.T + bias)
 
 
 def to_bf16(x: Array) -> Array:
@@ -172,28 +285,18 @@ def to_bf16(x: Array) -> Array:
 
 
 def rounded(x: Array) -> Array:
-    """Rows in eight bits, one scale each: largest magnitude / 127, ties to even."""
+    """Values in eight bits, a scale for each last axis: largest magnitude / 127, ties to even."""
     x = x.astype(np.float32)
-    largest = np.abs(x).max(axis=1, keepdims=True)
+    largest = np.abs(x).max(axis=-1, keepdims=True)
     is_zero = largest < 2.0**-100
     inverse = np.float32(127) / np.where(is_zero, np.float32(1), largest)
     scale = np.where(is_zero, np.float32(0), largest / np.float32(127))
     return np.rint(x * inverse).astype(np.float64) * scale
 
 
-def fake_quantized(tensors: Tensors, name: str) -> Array:
-    """A weight as the kernels see it: `(out, in)`."""
-    weight = tensors[name]
-    if weight.dtype == np.int8:
-        return np.asarray(weight.astype(np.float64) * tensors[f"{name}_scale"])
-    single = weight.astype(np.float32)
-    scale = np.abs(single).max(axis=1, keepdims=True) / np.float32(127)
-    scale[scale == 0] = 1
-    return np.asarray(np.rint(single / scale).astype(np.float64) * scale)
-
-
-def norm(spec: TransformerSpec, tensors: Tensors, name: str, x: Array) -> Array:
+def norm(net: Net, name: str, x: Array) -> Array:
     """Layer or root-mean-square normalization of every row."""
+    spec, tensors = net.spec, net.tensors
     if spec.norm == "rms":
         size = np.sqrt((x**2).mean(axis=1, keepdims=True) + spec.epsilon)
         return np.asarray(x / size * tensors[f"{name}.weight"])

@@ -48,4 +48,32 @@ class Arena {
     size_t size_ = 0, used_ = 0;
 };
 
+// Measures a list of buffers first and takes them afterwards: one list serves both.
+class Room {
+  public:
+    explicit Room(Arena* arena) : arena_(arena) {}  // null: only measure
+
+    template <class T>
+    void of(T*& pointer, size_t count) {
+        if (arena_ == nullptr) {
+            size_bytes_ += Arena::padded<T>(count);
+        } else {
+            pointer = arena_->take<T>(count);
+        }
+    }
+
+    size_t size_bytes() const { return size_bytes_; }
+
+  private:
+    Arena* arena_;
+    size_t size_bytes_ = 0;
+};
+
+// Floats from a row to the next. Rows a whole number of 1 kB apart fall into few sets of the first cache; one more
+// line spreads them.
+inline int64_t stride(int32_t width) {
+    const int64_t padded = (int64_t(width) + 15) / 16 * 16;
+    return padded % 256 == 0 ? padded + 16 : padded;
+}
+
 }  // namespace ingot

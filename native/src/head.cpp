@@ -7,42 +7,6 @@
 namespace ingot {
 namespace {
 
-float activate(Activation activation, float x) {
-    switch (activation) {
-        case Activation::gelu: return 0.5f * x * (1.0f + std::erf(x * 0.70710678118654752f));
-        case Activation::gelu_tanh:
-            return 0.5f * x * (1.0f + std::tanh(0.79788456080286536f * (x + 0.044715f * x * x * x)));
-        case Activation::relu: return std::max(x, 0.0f);
-        case Activation::silu: return x / (1.0f + std::exp(-x));
-        case Activation::tanh: return std::tanh(x);
-        case Activation::none: break;
-    }
-    return x;
-}
-
-// Sixteen sums side by side: compilers turn them into vectors without changing any rounding.
-float dot(const float* a, const float* b, int32_t n) {
-    float sums[16] = {};
-    int32_t i = 0;
-    for (; i + 16 <= n; i += 16) {
-        for (int32_t j = 0; j < 16; ++j) sums[j] += a[i + j] * b[i + j];
-    }
-    for (; i < n; ++i) sums[i % 16] += a[i] * b[i];
-    float sum = 0;
-    for (float part : sums) sum += part;
-    return sum;
-}
-
-void dense(const HeadWeights& layer, const HeadLayer& facts, const float* x, int64_t ld_x, int32_t rows, float* y,
-           int64_t ld_y) {
-    for (int32_t row = 0; row < rows; ++row) {
-        for (int32_t j = 0; j < facts.width; ++j) {
-            const float sum = dot(x + row * ld_x, layer.weight + int64_t(j) * layer.inputs, layer.inputs);
-            y[row * ld_y + j] = activate(facts.activation, sum + layer.bias[j]);
-        }
-    }
-}
-
 void to_unit_length(float* x, int32_t n) {
     double squares = 0;
     for (int32_t i = 0; i < n; ++i) squares += double(x[i]) * x[i];
@@ -67,15 +31,11 @@ void Transformer::answer_rows(const float* x, int64_t first, int32_t rows, Scrat
         const bool is_last = j + 1 == model_.head.size();
         float* output = is_last ? answer : scratch.head[j & 1];
         const int64_t ld_output = is_last ? width : ld_head_;
-        if (model_.head[j].is_float) {
-            dense(model_.head[j], spec.head[j], input, ld_input, rows, output, ld_output);
-        } else {
-            Linear job{};
-            job.activation = spec.head[j].activation;
-            job.out = output;
-            job.ld_out = ld_output;
-            linear(model_.head[j].packed, input, ld_input, rows, scratch, job);
-        }
+        Linear job{};
+        job.activation = spec.head[j].activation;
+        job.out = output;
+        job.ld_out = ld_output;
+        linear(model_.head[j], input, ld_input, rows, scratch, job);
         if (int32_t(j) == spec.head_norm) {
             normalize(model_.head_norm, output, ld_output, rows, spec.head[j].width, output, ld_output);
         }

@@ -25,7 +25,8 @@ enum {
     INGOT_BAD_INPUT = 4,  /* token ids, types, offsets, room for the answer */
     INGOT_NO_SET = 5,     /* the instruction set asked for is not granted here */
     INGOT_NO_MEMORY = 6,
-    INGOT_FAILED = 7      /* anything else; the text says what */
+    INGOT_FAILED = 7,     /* anything else; the text says what */
+    INGOT_CACHE_FULL = 8  /* no pages left for the tokens; nothing has changed */
 };
 
 /* Choices are numbered as in spec.py: Position, Norm, Activation, Pool in the order of their names there. */
@@ -43,7 +44,7 @@ typedef struct ingot_spec {
 } ingot_spec;
 
 /* A packed tensor; names, types and shapes in ingot_native/layout.py. 64-byte aligned; stays the caller's and
- * must outlive the encoder, so a mapped file is used where it lies. */
+ * must outlive the encoder or decoder, so a mapped file is used where it lies. */
 typedef struct ingot_tensor {
     const char* name;
     const void* data;
@@ -81,6 +82,38 @@ INGOT_EXPORT int ingot_width(const ingot_encoder* encoder);
 INGOT_EXPORT int ingot_run(ingot_encoder* encoder, const int32_t* ids, const int32_t* types, int64_t n_ids,
                            const int64_t* offsets, int64_t n_sequences, float* out, int64_t out_floats, char* error,
                            size_t error_bytes);
+
+/* A causal language model whose sequences live on between calls: their keys and values lie in a cache. */
+typedef struct ingot_decoder ingot_decoder;
+
+/* The cache has room for cache_tokens tokens of all sequences together, in pages of 32; cache_bits is 32 (floats) or
+ * 8 (codes with a scale per token and head). */
+INGOT_EXPORT int ingot_decoder_create(const ingot_config* config, int64_t cache_tokens, int32_t cache_bits,
+                                      ingot_decoder** decoder, char* error, size_t error_bytes);
+INGOT_EXPORT void ingot_decoder_free(ingot_decoder* decoder);
+INGOT_EXPORT int ingot_decoder_threads(const ingot_decoder* decoder);
+INGOT_EXPORT const char* ingot_decoder_isa(const ingot_decoder* decoder);
+/* Scores in a row of the answer. */
+INGOT_EXPORT int ingot_decoder_width(const ingot_decoder* decoder);
+/* Tokens that fit the pages which no sequence has taken. */
+INGOT_EXPORT int64_t ingot_free_tokens(ingot_decoder* decoder);
+
+/* Numbers of sequences are never used again. */
+INGOT_EXPORT int ingot_sequence_open(ingot_decoder* decoder, int64_t* sequence, char* error, size_t error_bytes);
+INGOT_EXPORT int ingot_sequence_close(ingot_decoder* decoder, int64_t sequence, char* error, size_t error_bytes);
+/* Forgets all tokens after the first `length`. */
+INGOT_EXPORT int ingot_sequence_trim(ingot_decoder* decoder, int64_t sequence, int64_t length, char* error,
+                                     size_t error_bytes);
+INGOT_EXPORT int ingot_sequence_length(ingot_decoder* decoder, int64_t sequence, int64_t* length, char* error,
+                                       size_t error_bytes);
+
+/* sequences[s] gains ids[offsets[s]] to ids[offsets[s + 1] - 1]. The answer has the scores of what may follow the last
+ * token of each sequence, or, if `every` is not 0, of what may follow each token. Either all of it happens or nothing.
+ * Scores depend on the sequence alone: not on how it was cut into calls, on what else is in the call, or on the
+ * number of threads. Calls from several threads wait for one another. */
+INGOT_EXPORT int ingot_decode(ingot_decoder* decoder, const int32_t* ids, int64_t n_ids, const int64_t* offsets,
+                              const int64_t* sequences, int64_t n_sequences, int32_t every, float* out,
+                              int64_t out_floats, char* error, size_t error_bytes);
 
 #ifdef __cplusplus
 }

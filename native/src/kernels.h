@@ -49,6 +49,45 @@ struct Linear {
     int64_t ld_out;
 };
 
+// A matrix of weights [n][k] in four bits; `group` (32 or 128, dividing k) neighbouring inputs of an output share a
+// scale.
+//   codes   u8 [n_pad / 16][k / 8][16][4]: a byte holds two codes, each stored + 8 (so -8..7 is 0..15). Of byte
+//           (b, o, j) the low half is input 8 b + j, the high half input 8 b + 4 + j. n_pad is n rounded up to 16;
+//           what is added has code 0 (stored 8) and scale 0.
+//   ratios  f16 [n_pad / 16][k / group][16]: the scale of a group over its output's `scales`, 0..1, so that weights
+//           of every size fit f16.
+struct Weights4 {
+    const uint8_t* codes;
+    const uint16_t* ratios;
+    const float* scales;   // [n_pad]
+    const float* bias;     // [n_pad]; zeros where the layer has none
+    int32_t n, k, n_pad, group;
+};
+
+// Rows of activations in eight bits, symmetric, one scale for every group of a row: x = code * scale, code in
+// -127..127. Scales 0 and NaN as in Rows8.
+struct Groups8 {
+    int8_t* codes;         // [rows][k]
+    float* scales;         // [rows][k / group]
+    int32_t* sums;         // [rows][k / group], of the codes
+};
+
+// As Linear. The product is scales[o] * sum over g of (ratios[o][g] * x.scales[r][g]) * (the integer sum of group g),
+// the groups in ascending order, each added by a fused multiply-add in fp32.
+struct Linear4 {
+    Groups8 x;
+    const Weights4* weights;
+    int32_t rows;
+    int32_t first, last;
+    Activation activation;
+    const float* times;
+    int64_t ld_times;
+    const float* plus;
+    int64_t ld_plus;
+    float* out;
+    int64_t ld_out;
+};
+
 // Attention of some rows of one head of one sequence. Scores, softmax and sums are fp32 (products may be bf16
 // where the set has them: then queries, keys, values and probabilities are rounded to it, sums stay fp32).
 // A row that sees no key is zeros. NaN or infinity among the values may reach rows that do not see it.
@@ -66,6 +105,44 @@ struct Attention {
     const float* relative; // null, or a table indexed by (j - i) + relative_zero, added to the scaled scores
     int32_t relative_zero;
     void* scratch;         // attention_scratch(keys, head_dim, rows) bytes, 64-byte aligned
+};
+
+// The keys and values of a sequence lie in pages: 32 tokens of one layer and one head of keys. 64-byte aligned.
+//   32 bits: keys f32 [head_dim][32], values f32 [32][head_dim]
+//    8 bits: keys s8 [head_dim][32], values s8 [32][head_dim], scales of keys f32 [32], scales of values f32 [32]:
+//            symmetric per token and head as in Rows8, but the codes are signed
+struct Cache {
+    int32_t bits;          // 32 or 8
+    int32_t head_dim;
+};
+constexpr int32_t kPage = 32;
+
+// Each file has its own: an inline function could be kept in the form of another file's instruction set.
+static inline size_t values_offset(Cache cache) {
+    return static_cast<size_t>(cache.head_dim) * kPage * static_cast<size_t>(cache.bits / 8);
+}
+static inline size_t scales_offset(Cache cache) { return 2 * values_offset(cache); }
+static inline size_t page_bytes(Cache cache) {
+    const size_t scales = cache.bits == 8 ? 2 * kPage * sizeof(float) : 0;
+    return (scales_offset(cache) + scales + 63) / 64 * 64;
+}
+
+// Causal attention of the query heads that share one head of keys: `rows` consecutive tokens, whose keys and values
+// are in the pages already. In fp32 in every set. Row r is at position p = first_row + r and sees keys 0..p, or only
+// those from p - window on. Pages that no row sees are not touched, and what a row does not see cannot reach it: a
+// row's bits depend on its query, its position and the keys and values up to it.
+struct PagedAttention {
+    Cache cache;
+    const float* q;        // row r, head i of the group: q + r * ld_q + i * head_dim
+    int64_t ld_q;
+    float* out;            // likewise
+    int64_t ld_out;
+    const uint8_t* const* pages;  // page p holds positions 32 p .. 32 p + 31
+    int32_t rows, group;   // tokens, and query heads that share these keys
+    int32_t first_row;     // position of row 0
+    int32_t window;        // 0: all
+    float scale;           // of the scores
+    void* scratch;         // paged_scratch(cache, rows, group, first_row + rows) bytes, 64-byte aligned
 };
 
 struct Kernels {
@@ -86,6 +163,14 @@ struct Kernels {
     void (*attention)(const Attention& job);
     // Grows with each argument: the memory for the largest job serves all smaller ones.
     size_t (*attention_scratch)(int32_t keys, int32_t head_dim, int32_t rows);
+    // Largest magnitude of the group / 127; ties to even.
+    void (*quantize_groups)(const float* x, int64_t ld, int32_t rows, int32_t k, int32_t group, Groups8 out);
+    void (*linear4)(const Linear4& job);
+    // Puts the key and the value of one token, head_dim floats each, into a slot of a page. The same bits in all sets.
+    void (*store_page)(const Cache& cache, const float* key, const float* value, uint8_t* page, int32_t slot);
+    void (*paged_attention)(const PagedAttention& job);
+    // `keys` of the longest sequence. Grows with each argument, too.
+    size_t (*paged_scratch)(const Cache& cache, int32_t rows, int32_t group, int32_t keys);
 };
 
 // The table of an instruction set, or null if this build or this CPU (CPUID, XCR0, and for AMX the kernel's

@@ -11,8 +11,9 @@
 
 namespace ingot {
 
-extern const Kernels kernels_amx;
-const Kernels kernels_amx = {"amx",    quantize_rows, linear_in_tiles, layer_norm,
-                             rms_norm, rotate,        attention,       attention_scratch};
+extern const Kernels kernels_scalar, kernels_amx;
+const Kernels kernels_amx = {"amx", quantize_rows, linear_in_tiles, layer_norm, rms_norm, rotate, attention, attention_scratch,
+    kernels_scalar.quantize_groups, kernels_scalar.linear4, kernels_scalar.store_page, kernels_scalar.paged_attention,
+    kernels_scalar.paged_scratch};
 
 }  // namespace ingot

@@ -10,8 +10,9 @@
 
 namespace ingot {
 
-extern const Kernels kernels_avx2_vnni;
-const Kernels kernels_avx2_vnni = {"avx2-vnni", quantize_rows, linear,    layer_norm,
-                                   rms_norm,    rotate,        attention, attention_scratch};
+extern const Kernels kernels_scalar, kernels_avx2_vnni;
+const Kernels kernels_avx2_vnni = {"avx2-vnni", quantize_rows, linear, layer_norm, rms_norm, rotate, attention, attention_scratch,
+    kernels_scalar.quantize_groups, kernels_scalar.linear4, kernels_scalar.store_page, kernels_scalar.paged_attention,
+    kernels_scalar.paged_scratch};
 
 }  // namespace ingot

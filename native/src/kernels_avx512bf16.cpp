@@ -16,8 +16,9 @@ INGOT_INLINE I dot4(I acc, I u8, I s8) { return _mm512_dpbusd_epi32(acc, u8, s8)
 
 namespace ingot {
 
-extern const Kernels kernels_avx512_bf16;
-const Kernels kernels_avx512_bf16 = {"avx512-vnni-bf16", quantize_rows, linear,    layer_norm,
-                                     rms_norm,           rotate,        attention, attention_scratch};
+extern const Kernels kernels_scalar, kernels_avx512_bf16;
+const Kernels kernels_avx512_bf16 = {"avx512-vnni-bf16", quantize_rows, linear, layer_norm, rms_norm, rotate, attention, attention_scratch,
+    kernels_scalar.quantize_groups, kernels_scalar.linear4, kernels_scalar.store_page, kernels_scalar.paged_attention,
+    kernels_scalar.paged_scratch};
 
 }  // namespace ingot

@@ -1,5 +1,6 @@
 #include "model.h"
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <string_view>
@@ -24,6 +25,11 @@ class Tensors {
     }
 
     bool has(const std::string& name) const { return by_name_.count(name) > 0; }
+
+    uint64_t size_bytes(const std::string& name) const {
+        const auto found = by_name_.find(name);
+        return found == by_name_.end() ? 0 : found->second.size_bytes;
+    }
 
     template <class T>
     const T* of(const std::string& name, int64_t count) const {
@@ -70,6 +76,44 @@ Weights8 weights8(const Tensors& tensors, const std::string& name, int32_t n, in
     return weights;
 }
 
+// The group follows from how many ratios there are.
+int32_t group_of(const Tensors& tensors, const std::string& name, int32_t n_pad, int32_t k) {
+    for (int32_t group : {32, 128}) {
+        const uint64_t ratios = uint64_t(n_pad) * uint64_t(k / group);
+        if (k % group == 0 && tensors.size_bytes(name) == 2 * ratios) return group;
+    }
+    Tensors::refuse(name, "must have a half for every 32 or 128 inputs of " + to_string(n_pad) + " outputs");
+}
+
+Weights4 weights4(const Tensors& tensors, const std::string& name, int32_t n, int32_t k) {
+    Weights4 weights{};
+    weights.n = n, weights.k = k, weights.n_pad = round_up(n, 16);
+    weights.group = group_of(tensors, name + ".ratios", weights.n_pad, k);
+    const int64_t ratios = int64_t(weights.n_pad) * (k / weights.group);
+    weights.codes = tensors.of<uint8_t>(name + ".codes4", int64_t(weights.n_pad) * (k / 2));
+    weights.ratios = tensors.of<uint16_t>(name + ".ratios", ratios);
+    for (int64_t i = 0; i < ratios; ++i) {
+        if ((weights.ratios[i] & 0x7c00) == 0x7c00) {
+            Tensors::refuse(name + ".ratios", "holds a value that is not finite, at " + to_string(i));
+        }
+    }
+    weights.scales = tensors.finite(name + ".scales", weights.n_pad);
+    weights.bias = tensors.finite(name + ".bias", weights.n_pad);
+    return weights;
+}
+
+Matrix matrix(const Tensors& tensors, const std::string& name, int32_t n, int32_t k) {
+    Matrix matrix;
+    matrix.n = n, matrix.k = k;
+    if (tensors.has(name + ".codes4")) {
+        matrix.form = Form::four_bits;
+        matrix.four = weights4(tensors, name, n, k);
+    } else {
+        matrix.eight = weights8(tensors, name, n, k);
+    }
+    return matrix;
+}
+
 NormWeights norm(const Tensors& tensors, const std::string& name, int32_t n, bool is_there) {
     NormWeights weights;
     if (!is_there) return weights;
@@ -83,9 +127,13 @@ Tokens tokens(const Tensors& tensors, const Spec& spec) {
     const int64_t count = int64_t(spec.vocab) * spec.hidden;
     if (tensors.has("embed.tokens.weight")) {
         table.weight = tensors.of<float>("embed.tokens.weight", count);
+        return table;
+    }
+    table.scales = tensors.finite("embed.tokens.scales", spec.vocab);
+    if (tensors.has("embed.tokens.codes4") && spec.hidden % 2 == 0) {
+        table.codes4 = tensors.of<uint8_t>("embed.tokens.codes4", count / 2);
     } else {
         table.codes = tensors.of<int8_t>("embed.tokens.codes", count);
-        table.scales = tensors.finite("embed.tokens.scales", spec.vocab);
     }
     return table;
 }
@@ -130,33 +178,57 @@ Block block(const Tensors& tensors, const Spec& spec, int32_t i) {
     Block block;
     block.attention_norm = norm(tensors, name + "attention_norm", spec.hidden, spec.has_attention_norm(i));
     block.mlp_norm = norm(tensors, name + "mlp_norm", spec.hidden, true);
-    block.qkv = weights8(tensors, name + "qkv", spec.qkv_width(), spec.hidden);
-    block.o = weights8(tensors, name + "o", spec.hidden, spec.q_width());
-    block.up = weights8(tensors, name + "up", spec.inner, spec.hidden);
-    block.gate = spec.gated ? weights8(tensors, name + "gate", spec.inner, spec.hidden) : Weights8{};
-    block.down = weights8(tensors, name + "down", spec.hidden, spec.inner);
+    block.qkv = matrix(tensors, name + "qkv", spec.qkv_width(), spec.hidden);
+    block.o = matrix(tensors, name + "o", spec.hidden, spec.q_width());
+    block.up = matrix(tensors, name + "up", spec.inner, spec.hidden);
+    block.gate = spec.gated ? matrix(tensors, name + "gate", spec.inner, spec.hidden) : Matrix{};
+    block.down = matrix(tensors, name + "down", spec.hidden, spec.inner);
     return block;
 }
 
-std::vector<HeadWeights> head(const Tensors& tensors, const Spec& spec) {
-    std::vector<HeadWeights> layers;
+std::vector<Matrix> head(const Tensors& tensors, const Spec& spec) {
+    std::vector<Matrix> layers;
     int32_t inputs = spec.hidden;
     for (size_t j = 0; j < spec.head.size(); ++j) {
         const std::string name = "head." + to_string(j);
         const int32_t width = spec.head[j].width;
-        HeadWeights layer;
-        layer.inputs = inputs;
-        layer.is_float = tensors.has(name + ".weight");
-        if (layer.is_float) {
+        if (tensors.has(name + ".weight")) {
+            Matrix layer;
+            layer.form = Form::floats;
+            layer.n = width, layer.k = inputs;
             layer.weight = tensors.finite(name + ".weight", int64_t(width) * inputs);
             layer.bias = tensors.finite(name + ".bias", width);
+            layers.push_back(layer);
         } else {
-            layer.packed = weights8(tensors, name, width, inputs);
+            layers.push_back(matrix(tensors, name, width, inputs));
         }
-        layers.push_back(layer);
         inputs = width;
     }
     return layers;
+}
+
+// Whether the token table is the last matrix of the head: a language model stores a table that serves twice once.
+bool is_tied(const Tensors& tensors, const Spec& spec) {
+    if (tensors.has("embed.tokens.weight") || tensors.has("embed.tokens.scales") || spec.head.empty()) return false;
+    const size_t layers = spec.head.size();
+    const int32_t inputs = layers > 1 ? spec.head[layers - 2].width : spec.hidden;
+    return spec.head.back().width == spec.vocab && inputs == spec.hidden;
+}
+
+void read_token(const Model& model, int64_t id, float* x) {
+    const int32_t hidden = model.spec.hidden, half = hidden / 2;
+    const Tokens& table = model.tokens;
+    if (table.weight != nullptr) {
+        std::copy_n(table.weight + id * hidden, hidden, x);
+    } else if (table.codes4 != nullptr) {
+        const uint8_t* codes = table.codes4 + id * half;
+        for (int32_t i = 0; i < half; ++i) x[i] = float((codes[i] & 15) - 8) * table.scales[id];
+        for (int32_t i = 0; i < half; ++i) x[half + i] = float((codes[i] >> 4) - 8) * table.scales[id];
+    } else if (table.codes != nullptr) {
+        for (int32_t i = 0; i < hidden; ++i) x[i] = float(table.codes[id * hidden + i]) * table.scales[id];
+    } else {
+        model.head.back().row(id, x);
+    }
 }
 
 }  // namespace
@@ -166,7 +238,7 @@ Model checked_model(const ingot_spec& facts, const ingot_tensor* given, uint64_t
     Model model{};
     model.spec = checked_spec(facts);
     const Spec& spec = model.spec;
-    model.tokens = tokens(tensors, spec);
+    if (!is_tied(tensors, spec)) model.tokens = tokens(tensors, spec);
     const bool has_table = spec.position == Position::absolute || tensors.has("embed.positions");
     if (has_table) {
         const int64_t rows = int64_t(spec.position_offset) + spec.positions;
@@ -186,6 +258,32 @@ Model checked_model(const ingot_spec& facts, const ingot_tensor* given, uint64_t
     model.head = head(tensors, spec);
     add_angles(model);
     return model;
+}
+
+Operand::Widths Model::widest_operand() const {
+    Operand::Widths widest;
+    for (const Block& block : blocks) {
+        for (const Matrix* part : {&block.qkv, &block.o, &block.up, &block.down}) widest.cover(*part);
+        if (spec.gated) widest.cover(block.gate);
+    }
+    for (const Matrix& layer : head) widest.cover(layer);
+    return widest;
+}
+
+void normalize(const Kernels& kernels, const Spec& spec, const NormWeights& norm, const float* x, int64_t ld_x,
+               int32_t rows, int32_t n, float* y, int64_t ld_y) {
+    if (spec.norm == Norm::layer) {
+        kernels.layer_norm(x, ld_x, rows, n, norm.weight, norm.bias, spec.epsilon, y, ld_y);
+    } else {
+        kernels.rms_norm(x, ld_x, rows, n, norm.weight, spec.epsilon, y, ld_y);
+    }
+}
+
+void embed_token(const Model& model, int64_t id, int64_t place, int64_t type, float* x) {
+    const int32_t hidden = model.spec.hidden;
+    read_token(model, id, x);
+    for (int32_t i = 0; model.positions != nullptr && i < hidden; ++i) x[i] += model.positions[place * hidden + i];
+    for (int32_t i = 0; model.types != nullptr && i < hidden; ++i) x[i] += model.types[type * hidden + i];
 }
 
 }  // namespace ingot

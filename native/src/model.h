@@ -2,6 +2,7 @@
 #pragma once
 #include <vector>
 
+#include "matrix.h"
 #include "spec.h"
 
 namespace ingot {
@@ -11,27 +12,19 @@ struct NormWeights {
     const float* bias = nullptr;
 };
 
-// Embeddings: whichever of the two forms is there.
+// The table of tokens: whichever of the forms is there. None: the last matrix of the head is the table.
 struct Tokens {
-    const int8_t* codes = nullptr;   // [vocab][hidden]
-    const float* scales = nullptr;   // [vocab]
-    const float* weight = nullptr;   // [vocab][hidden]
+    const float* weight = nullptr;    // [vocab][hidden]
+    const int8_t* codes = nullptr;    // [vocab][hidden]
+    const uint8_t* codes4 = nullptr;  // [vocab][hidden / 2]: column b low, b + hidden / 2 high, stored + 8
+    const float* scales = nullptr;    // [vocab], of either codes
 };
 
 struct Block {
     NormWeights attention_norm, mlp_norm;
-    Weights8 qkv, o, up, gate, down;
+    Matrix qkv, o, up, gate, down;
     const float* cosine = nullptr;  // [positions][rotary_dim / 2]
     const float* sine = nullptr;
-};
-
-// A dense layer of the head, in eight bits or in float.
-struct HeadWeights {
-    bool is_float = false;
-    Weights8 packed{};
-    const float* weight = nullptr;  // [width][inputs]
-    const float* bias = nullptr;    // [width]
-    int32_t inputs = 0;
 };
 
 struct Model {
@@ -42,9 +35,18 @@ struct Model {
     const float* relative = nullptr;   // [heads][2 * positions - 1], or null
     NormWeights embedding_norm, final_norm, pool_norm, head_norm;
     std::vector<Block> blocks;
-    std::vector<HeadWeights> head;
+    std::vector<Matrix> head;
     std::vector<std::vector<float>> angles;  // owns what the blocks' cosine and sine point to
+
+    Operand::Widths widest_operand() const;
 };
+
+// The norm that the network has: of layers or root-mean-square. y may be x.
+void normalize(const Kernels& kernels, const Spec& spec, const NormWeights& norm, const float* x, int64_t ld_x,
+               int32_t rows, int32_t n, float* y, int64_t ld_y);
+
+// Adds up the embeddings of a token: of its id, of row `place` of the positions and of its type, where there are such.
+void embed_token(const Model& model, int64_t id, int64_t place, int64_t type, float* x);
 
 // Throws Refusal naming the tensor that is missing, of another size, misaligned or not finite.
 Model checked_model(const ingot_spec& spec, const ingot_tensor* tensors, uint64_t n_tensors);

@@ -3,26 +3,6 @@
 #include <algorithm>
 
 namespace ingot {
-namespace {
-
-// Rows a whole number of 1 kB apart fall into few sets of the first cache; one more line spreads them.
-int64_t stride(int32_t width) {
-    const int64_t padded = round_up(width, 16);
-    return padded % 256 == 0 ? padded + 16 : padded;
-}
-
-template <class T>
-struct Room {  // measures first, takes afterwards: one list of buffers serves both
-    static void of(Arena* arena, size_t& size_bytes, T*& pointer, size_t count) {
-        if (arena == nullptr) {
-            size_bytes += Arena::padded<T>(count);
-        } else {
-            pointer = arena->take<T>(count);
-        }
-    }
-};
-
-}  // namespace
 
 Transformer::Transformer(Model model, const Kernels& kernels, int threads)
     : model_(std::move(model)), kernels_(kernels), pool_(threads), scratch_(size_t(pool_.threads())),
@@ -44,28 +24,25 @@ void Transformer::reserve(int32_t rows, int32_t longest) {
     rows = std::max(rows, rows_room_), longest = std::max(longest, longest_room_);
     rows_room_ = longest_room_ = 0;
     const Spec& spec = model_.spec;
-    int32_t k_pad = round_up(std::max({spec.hidden, spec.q_width(), spec.inner}), 64);
-    for (const HeadWeights& layer : model_.head) k_pad = std::max(k_pad, round_up(layer.inputs, 64));
     const size_t attention = kernels_.attention_scratch(longest, spec.head_dim, kBlockRows);
     const auto lay_out = [&](Arena* arena) {
-        size_t size = 0;
-        Room<float>::of(arena, size, x_, size_t(rows) * ld_x_);
-        for (float*& buffer : qkv_) Room<float>::of(arena, size, buffer, size_t(rows) * ld_qkv_);
-        Room<int32_t>::of(arena, size, positions_, size_t(rows));
+        Room room(arena);
+        room.of(x_, size_t(rows) * ld_x_);
+        for (float*& buffer : qkv_) room.of(buffer, size_t(rows) * ld_qkv_);
+        room.of(positions_, size_t(rows));
         for (Scratch& scratch : scratch_) {
-            Room<uint8_t>::of(arena, size, scratch.rows.codes, size_t(kBlockRows) * k_pad);
-            Room<float>::of(arena, size, scratch.rows.scales, kBlockRows);
-            Room<float>::of(arena, size, scratch.context, size_t(kBlockRows) * ld_context_);
-            Room<float>::of(arena, size, scratch.normed, size_t(kBlockRows) * ld_x_);
-            Room<float>::of(arena, size, scratch.inner, size_t(kBlockRows) * ld_inner_);
-            Room<float>::of(arena, size, scratch.gate, spec.gated ? size_t(kBlockRows) * ld_inner_ : 0);
-            Room<float>::of(arena, size, scratch.picked, size_t(kBlockRows) * ld_x_);
-            for (float*& buffer : scratch.head) Room<float>::of(arena, size, buffer, size_t(kBlockRows) * ld_head_);
+            scratch.operand.lay_out(room, model_.widest_operand(), kBlockRows);
+            room.of(scratch.context, size_t(kBlockRows) * ld_context_);
+            room.of(scratch.normed, size_t(kBlockRows) * ld_x_);
+            room.of(scratch.inner, size_t(kBlockRows) * ld_inner_);
+            room.of(scratch.gate, spec.gated ? size_t(kBlockRows) * ld_inner_ : 0);
+            room.of(scratch.picked, size_t(kBlockRows) * ld_x_);
+            for (float*& buffer : scratch.head) room.of(buffer, size_t(kBlockRows) * ld_head_);
             uint8_t* bytes = nullptr;
-            Room<uint8_t>::of(arena, size, bytes, attention);
+            room.of(bytes, attention);
             scratch.attention = bytes;
         }
-        return size;
+        return room.size_bytes();
     };
     arena_.reserve(lay_out(nullptr));
     lay_out(&arena_);
@@ -144,31 +121,19 @@ void Transformer::forward(int worker, Barrier& barrier) {
     answer_sequences(int32_t(count * worker / share_count_), int32_t(count * (worker + 1) / share_count_), scratch);
 }
 
-void Transformer::normalize(const NormWeights& norm, const float* x, int64_t ld_x, int32_t rows, int32_t n, float* y,
-                            int64_t ld_y) const {
-    const Spec& spec = model_.spec;
-    if (spec.norm == Norm::layer) {
-        kernels_.layer_norm(x, ld_x, rows, n, norm.weight, norm.bias, spec.epsilon, y, ld_y);
-    } else {
-        kernels_.rms_norm(x, ld_x, rows, n, norm.weight, spec.epsilon, y, ld_y);
-    }
-}
-
-// Runs a matrix on the codes that are in the scratch; what the job does not say is filled in.
-void Transformer::multiply(const Weights8& weights, int32_t rows, const Scratch& scratch, Linear job) const {
-    job.codes = scratch.rows.codes;
-    job.scales = scratch.rows.scales;
-    job.weights = &weights;
+// Runs a matrix on the rows that are in the scratch; what the job does not say is filled in.
+void Transformer::multiply(const Matrix& matrix, int32_t rows, const Scratch& scratch, Linear job) const {
     job.rows = rows;
     job.first = 0;
-    job.last = weights.n;
-    kernels_.linear(job);
+    job.last = matrix.n;
+    ingot::multiply(kernels_, matrix, scratch.operand, job);
 }
 
-void Transformer::linear(const Weights8& weights, const float* x, int64_t ld_x, int32_t rows, Scratch& scratch,
+void Transformer::linear(const Matrix& matrix, const float* x, int64_t ld_x, int32_t rows, Scratch& scratch,
                          Linear job) const {
-    kernels_.quantize_rows(x, ld_x, rows, weights.k, weights.k_pad, scratch.rows);
-    multiply(weights, rows, scratch, job);
+    scratch.operand.fill(kernels_, matrix, x, ld_x, 0, rows);
+    scratch.operand.floats = x, scratch.operand.ld_floats = ld_x;
+    multiply(matrix, rows, scratch, job);
 }
 
 void Transformer::embed(int32_t row, int32_t rows) {
@@ -183,23 +148,8 @@ void Transformer::embed(int32_t row, int32_t rows) {
         const int64_t place = spec.position_offset + (is_placed ? positions_[r] - skipped : -1);
         skipped += !is_placed;
         const int64_t id = batch_.ids[piece_.base() + r];
-        float* x = x_ + r * ld_x_;
-        if (model_.tokens.codes != nullptr) {
-            const int8_t* codes = model_.tokens.codes + id * hidden;
-            const float scale = model_.tokens.scales[id];
-            for (int32_t i = 0; i < hidden; ++i) x[i] = float(codes[i]) * scale;
-        } else {
-            std::copy_n(model_.tokens.weight + id * hidden, hidden, x);
-        }
-        if (model_.positions != nullptr) {
-            const float* position = model_.positions + place * hidden;
-            for (int32_t i = 0; i < hidden; ++i) x[i] += position[i];
-        }
-        if (model_.types != nullptr) {
-            const int64_t type = batch_.types != nullptr ? batch_.types[piece_.base() + r] : 0;
-            const float* values = model_.types + type * hidden;
-            for (int32_t i = 0; i < hidden; ++i) x[i] += values[i];
-        }
+        const int64_t type = batch_.types != nullptr ? batch_.types[piece_.base() + r] : 0;
+        embed_token(model_, id, place, type, x_ + r * ld_x_);
     }
     float* x = x_ + row * ld_x_;
     if (spec.embedding_norm) normalize(model_.embedding_norm, x, ld_x_, rows, hidden, x, ld_x_);
@@ -238,12 +188,13 @@ void Transformer::finish(int32_t layer, float* x, const float* context, int32_t 
     Linear up{};
     up.out = scratch.inner;
     up.ld_out = ld_inner_;
-    kernels_.quantize_rows(input, ld_x_, rows, block.up.k, block.up.k_pad, scratch.rows);
+    scratch.operand.fill(kernels_, spec.gated ? block.gate : block.up, input, ld_x_, 0, rows);
     if (spec.gated) {
         Linear gate = up;
         gate.out = scratch.gate;
         gate.activation = spec.activation;
         multiply(block.gate, rows, scratch, gate);
+        if (!reads_alike(block.gate, block.up)) scratch.operand.fill(kernels_, block.up, input, ld_x_, 0, rows);
         up.times = scratch.gate;
         up.ld_times = ld_inner_;
     } else {

@@ -17,7 +17,7 @@ namespace ingot {
 
 // What one thread computes in. Rows of codes have the kernels' padding, rows of floats a stride of their own.
 struct Scratch {
-    Rows8 rows;        // of the widest input of a matrix
+    Operand operand;   // the input of a matrix
     float* context;    // [kBlockRows][q_width]: what attention gives
     float* normed;     // [kBlockRows][hidden]: input of a half of a pre-norm block
     float* inner;      // [kBlockRows][inner]
@@ -65,10 +65,11 @@ class Transformer {
     void project(int32_t layer, int32_t row, int32_t rows, Scratch& scratch);
     void finish(int32_t layer, float* x, const float* context, int32_t rows, Scratch& scratch);
     void normalize(const NormWeights& norm, const float* x, int64_t ld_x, int32_t rows, int32_t n, float* y,
-                   int64_t ld_y) const;
-    void linear(const Weights8& weights, const float* x, int64_t ld_x, int32_t rows, Scratch& scratch,
-                Linear job) const;
-    void multiply(const Weights8& weights, int32_t rows, const Scratch& scratch, Linear job) const;
+                   int64_t ld_y) const {
+        ingot::normalize(kernels_, model_.spec, norm, x, ld_x, rows, n, y, ld_y);
+    }
+    void linear(const Matrix& matrix, const float* x, int64_t ld_x, int32_t rows, Scratch& scratch, Linear job) const;
+    void multiply(const Matrix& matrix, int32_t rows, const Scratch& scratch, Linear job) const;
 
     // attend.cpp
     Keys keys_of(int32_t layer, int32_t position, int32_t length) const;

@@ -15,21 +15,28 @@ struct RandomModel {
     struct Shape {
         int32_t layers = 2, hidden = 48, heads = 3, kv_heads = 3, head_dim = 16, inner = 96, vocab = 50, positions = 140;
         int32_t position = 0, norm = 0, norm_first = 0, gated = 0, causal = 0, window = 0, pool = 1;
-        std::vector<int32_t> head;  // widths
+        int32_t types = 2, normalize = 1, embedding_norm = 1, offset = 0;
+        int32_t language = 0, tied = 0;  // the last layer of the head gives scores; it is the token table, too
+        int32_t bits = 8, group = 32;    // of the body's matrices and the scores'
+        int32_t poison = -1;             // a token that makes its row of the residual stream infinite
+        std::vector<int32_t> head;       // widths
     };
 
     explicit RandomModel(const Shape& shape_, unsigned seed = 1) : shape(shape_), random(seed) {
         spec.struct_size = sizeof spec;
         spec.layers = shape.layers, spec.hidden = shape.hidden, spec.heads = shape.heads;
         spec.kv_heads = shape.kv_heads, spec.head_dim = shape.head_dim, spec.inner = shape.inner;
-        spec.vocab = shape.vocab, spec.positions = shape.positions, spec.token_types = 2;
+        spec.vocab = shape.vocab, spec.positions = shape.positions, spec.token_types = shape.types;
         spec.position = shape.position, spec.norm = shape.norm, spec.norm_first = shape.norm_first;
-        spec.first_attention_norm = spec.embedding_norm = 1, spec.final_norm = shape.norm_first;
+        spec.first_attention_norm = 1, spec.embedding_norm = shape.embedding_norm;
+        spec.final_norm = shape.norm_first, spec.position_offset = shape.offset;
         spec.activation = 1, spec.gated = shape.gated, spec.causal = shape.causal;
         spec.rotary_dim = shape.position == 1 ? shape.head_dim / 2 * 2 : 0;
-        spec.padding_id = -1, spec.pool = shape.pool, spec.head_norm = shape.head.empty() ? -1 : 0, spec.normalize = 1;
+        spec.padding_id = -1, spec.pool = shape.pool, spec.normalize = shape.normalize;
+        spec.head_norm = shape.head.size() > size_t(shape.language) ? 0 : -1;
         spec.n_head = int32_t(shape.head.size());
         head_activations.assign(shape.head.size(), 5);
+        if (shape.language) head_activations.back() = 0;
         spec.head_activations = head_activations.data(), spec.head_widths = shape.head.data();
         bases.assign(size_t(shape.layers), 1000.0), windows.assign(size_t(shape.layers), shape.window);
         spec.rotary_bases = shape.position == 1 ? bases.data() : nullptr, spec.windows = windows.data();
@@ -70,7 +77,19 @@ struct RandomModel {
         if (shape.norm == 0) floats(name + ".bias", size_t(n), 0.1f);
     }
 
+    void matrix4(const std::string& name, int32_t n, int32_t k) {
+        const size_t n_pad = size_t(n + 15) / 16 * 16;
+        uint8_t* codes = add<uint8_t>(name + ".codes4", n_pad * size_t(k) / 2);
+        for (size_t i = 0; i < n_pad * size_t(k) / 2; ++i) codes[i] = uint8_t(random());
+        uint16_t* ratios = add<uint16_t>(name + ".ratios", n_pad * size_t(k / shape.group));
+        for (size_t i = 0; i < n_pad * size_t(k / shape.group); ++i) ratios[i] = uint16_t(0x3800 + random() % 0x401);
+        const float keeps_size = 1.0f / (3.5f * std::sqrt(float(k)));  // of ratios 0.5 to 1, codes -8 to 7
+        floats(name + ".scales", n_pad, 0.3f * keeps_size, keeps_size);
+        floats(name + ".bias", n_pad, 0.1f);
+    }
+
     void matrix(const std::string& name, int32_t n, int32_t k) {
+        if (shape.bits == 4 && k % shape.group == 0) return matrix4(name, n, k);
         const int32_t n_pad = (n + 15) / 16 * 16, k_pad = (k + 63) / 64 * 64;
         std::uniform_int_distribution<int> code(-127, 127);
         int8_t* codes = add<int8_t>(name + ".codes", size_t(n_pad) * size_t(k_pad));
@@ -92,13 +111,12 @@ struct RandomModel {
 
     void fill() {
         const int32_t hidden = shape.hidden, q = shape.heads * shape.head_dim, kv = shape.kv_heads * shape.head_dim;
-        int8_t* codes = add<int8_t>("embed.tokens.codes", size_t(shape.vocab) * size_t(hidden));
-        for (int64_t i = 0; i < int64_t(shape.vocab) * hidden; ++i) codes[i] = int8_t(int(random() % 255) - 127);
-        floats("embed.tokens.scales", size_t(shape.vocab), 0.002f, 0.01f);
-        if (shape.position == 0) floats("embed.positions", size_t(shape.positions) * size_t(hidden), 0.3f);
+        if (!shape.tied) tokens();
+        const size_t places = size_t(shape.offset + shape.positions);
+        if (shape.position == 0) floats("embed.positions", places * size_t(hidden), 0.3f);
         if (shape.position == 2) floats("relative", size_t(shape.heads) * size_t(2 * shape.positions - 1), 1.0f);
-        floats("embed.types", 2 * size_t(hidden), 0.3f);
-        norm("embed.norm", hidden);
+        if (shape.types > 0) floats("embed.types", size_t(shape.types) * size_t(hidden), 0.3f);
+        if (shape.embedding_norm) norm("embed.norm", hidden);
         for (int32_t i = 0; i < shape.layers; ++i) {
             const std::string layer = "layers." + std::to_string(i) + ".";
             norm(layer + "attention_norm", hidden);
@@ -113,7 +131,7 @@ struct RandomModel {
         int32_t inputs = hidden;
         for (size_t j = 0; j < shape.head.size(); ++j) {
             const std::string name = "head." + std::to_string(j);
-            if (j % 2 == 0) {
+            if (j % 2 == 0 || (shape.language && j + 1 == shape.head.size())) {
                 matrix(name, shape.head[j], inputs);
             } else {
                 floats(name + ".weight", size_t(shape.head[j]) * size_t(inputs), 0.1f);
@@ -121,7 +139,18 @@ struct RandomModel {
             }
             inputs = shape.head[j];
         }
-        if (!shape.head.empty()) norm("head.norm", shape.head[0]);
+        if (spec.head_norm == 0) norm("head.norm", shape.head[0]);
+    }
+
+    void tokens() {
+        const int64_t count = int64_t(shape.vocab) * shape.hidden;
+        int8_t* codes = add<int8_t>("embed.tokens.codes", size_t(count));
+        for (int64_t i = 0; i < count; ++i) codes[i] = int8_t(int(random() % 255) - 127);
+        floats("embed.tokens.scales", size_t(shape.vocab), 0.002f, 0.01f);
+        if (shape.poison >= 0) {
+            float* scales = static_cast<float*>(const_cast<void*>(tensors.back().data));
+            scales[shape.poison] = 3e38f;
+        }
     }
 
     std::mt19937 random;

@@ -198,7 +198,7 @@ NAME = "embed.types"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dtype": "F64"}, "must be I8, I32 or F32"),
+        ({"dtype": "F64"}, "must be one of I8, U8, I32, F16, F32"),
         ({"dtype": "I32"}, "must be F32"),
         ({"shape": [2, 9]}, "must have 72 bytes"),
         ({"shape": [8, 2]}, "must be F32"),

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 
 from ingot_native import Encoder, Packed, PackError, pack
-from ingot_native.pack import quantize_rows
+from ingot_native.codes import quantize_rows
 from ingot_native.reference import forward
 from tiny_models import BERT, KINDS, random_sequences, random_tensors
 
 
 def test_weights_lie_in_tiles_of_sixteen_outputs_and_four_inputs() -> None:
     tensors = random_tensors(BERT, 1)
-    codes, scales = quantize_rows(tensors["layers.1.down.weight"])
+    rounded = quantize_rows(tensors["layers.1.down.weight"])
+    codes, scales = rounded.codes, rounded.scales[:, 0]
 
     packed = pack(BERT, tensors).tensors
 
@@ -36,18 +37,18 @@ def test_queries_keys_and_values_are_one_matrix() -> None:
 
 
 def test_codes_are_rounded_to_even_with_the_largest_at_127() -> None:
-    codes, scales = quantize_rows(np.array([[-254.0, 1.0, 3.0], [0, 0, 0]], np.float32))
+    rounded = quantize_rows(np.array([[-254.0, 1.0, 3.0], [0, 0, 0]], np.float32))
 
-    assert codes.tolist() == [[-127, 0, 2], [0, 0, 0]]
-    assert scales.tolist() == [2.0, 1.0]
+    assert rounded.codes.tolist() == [[-127, 0, 2], [0, 0, 0]]
+    assert rounded.scales.tolist() == [[2.0], [1.0]]
 
 
 def test_integer_weights_keep_their_codes() -> None:
     tensors = random_tensors(BERT, 1)
     plain = pack(BERT, tensors)
     for name in ("embed.tokens", "layers.0.q.weight", "layers.1.up.weight"):
-        codes, scales = quantize_rows(tensors[name])
-        tensors[name], tensors[f"{name}_scale"] = codes, scales[:, None]
+        rounded = quantize_rows(tensors[name])
+        tensors[name], tensors[f"{name}_scale"] = rounded.codes, rounded.scales
 
     packed = pack(BERT, tensors)
 
@@ -80,10 +81,10 @@ def test_small_head_layers_stay_in_float() -> None:
 
 def test_a_float_token_table_is_kept_when_asked_for(native: tuple[str, ...]) -> None:
     tensors = random_tensors(BERT, 1)
-    rounded = tensors["embed.tokens"].copy()
-    codes, scales = quantize_rows(rounded)
+    rounded = quantize_rows(tensors["embed.tokens"])
+    table = rounded.codes * rounded.scales
     sequences = random_sequences(BERT, [9, 30])
-    packed = pack(BERT, tensors | {"embed.tokens": codes * scales[:, None]}, float_tokens=True)
+    packed = pack(BERT, tensors | {"embed.tokens": table}, float_tokens=True)
 
     with Encoder(packed) as floats, Encoder(pack(BERT, tensors)) as codes_only:
         assert packed.tensors["embed.tokens.weight"].dtype == np.float32

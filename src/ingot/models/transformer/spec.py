@@ -21,7 +21,7 @@ them. Tensors are float arrays, row-major; weights are `[out, in]`:
 
 A bias that the network does not have is absent. A weight may come as integers: then `NAME.weight`
 is int8 `[out, in]` and `NAME.weight_scale` float32 `[out, groups]`, groups dividing the inputs
-evenly.
+evenly. So may the table of tokens: `embed.tokens` with `embed.tokens_scale`.
 """
 
 from collections.abc import Mapping

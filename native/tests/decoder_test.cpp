@@ -1,0 +1,442 @@
+// Decoders through the C interface, without Python: the program that the sanitizers watch.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <new>
+#include <thread>
+#include <utility>
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "engine_model.h"
+
+// Counts what is allocated, in every thread; the address sanitizer has an operator of its own.
+std::atomic<int64_t> allocations{0};
+#if !defined(__SANITIZE_ADDRESS__)
+void* operator new(size_t size_bytes) {
+    ++allocations;
+    if (void* block = std::malloc(size_bytes)) return block;
+    throw std::bad_alloc();
+}
+void operator delete(void* block) noexcept { std::free(block); }
+void operator delete(void* block, size_t) noexcept { std::free(block); }
+#endif
+
+namespace {
+
+using Ids = std::vector<int32_t>;
+using Scores = std::vector<float>;
+using Work = std::vector<std::pair<int64_t, Ids>>;
+
+int passed = 0, failed = 0;
+
+void check(bool holds, const std::string& what) {
+    ++(holds ? passed : failed);
+    if (!holds) std::printf("FAILED: %s\n", what.c_str());
+}
+
+struct Decoder {
+    Decoder(const RandomModel& model, int threads, const char* isa = nullptr, int32_t bits = 32, int64_t tokens = 1024) {
+        const ingot_config config = model.config(threads, isa);
+        code = ingot_decoder_create(&config, tokens, bits, &handle, error, sizeof error);
+    }
+    ~Decoder() { ingot_decoder_free(handle); }
+    Decoder(const Decoder&) = delete;
+    Decoder& operator=(const Decoder&) = delete;
+
+    int64_t open() {
+        int64_t id = -1;
+        code = ingot_sequence_open(handle, &id, error, sizeof error);
+        return id;
+    }
+    int close(int64_t id) { return ingot_sequence_close(handle, id, error, sizeof error); }
+    int trim(int64_t id, int64_t length) { return ingot_sequence_trim(handle, id, length, error, sizeof error); }
+    int64_t length(int64_t id) {
+        int64_t tokens = -1;
+        ingot_sequence_length(handle, id, &tokens, error, sizeof error);
+        return tokens;
+    }
+
+    Scores step(const Work& work, bool every = false) {
+        Ids ids;
+        std::vector<int64_t> offsets{0}, sequences;
+        for (const auto& [id, tokens] : work) {
+            ids.insert(ids.end(), tokens.begin(), tokens.end());
+            offsets.push_back(int64_t(ids.size()));
+            sequences.push_back(id);
+        }
+        Scores out((every ? ids.size() : work.size()) * size_t(ingot_decoder_width(handle)));
+        code = ingot_decode(handle, ids.data(), int64_t(ids.size()), offsets.data(), sequences.data(),
+                            int64_t(work.size()), every, out.data(), int64_t(out.size()), error, sizeof error);
+        return out;
+    }
+
+    // Scores after every token of a sequence that is fed in pieces of these lengths, and then closed.
+    Scores fed(const Ids& ids, const std::vector<int32_t>& cuts) {
+        const int64_t id = open();
+        Scores all;
+        auto from = ids.begin();
+        for (int32_t cut : cuts) {
+            const Scores part = step({{id, Ids(from, from + cut)}}, true);
+            all.insert(all.end(), part.begin(), part.end());
+            from += cut;
+        }
+        close(id);
+        return all;
+    }
+
+    ingot_decoder* handle = nullptr;
+    int code = 0;
+    char error[256] = "";
+};
+
+using Shape = RandomModel::Shape;
+
+Shape gpt2() {
+    Shape shape;
+    shape.norm_first = 1, shape.causal = 1, shape.pool = 0, shape.embedding_norm = 0, shape.types = 0;
+    shape.hidden = 64, shape.heads = shape.kv_heads = 4, shape.inner = 128, shape.vocab = 90, shape.positions = 400;
+    shape.normalize = 0, shape.language = 1, shape.head = {90};
+    return shape;
+}
+
+std::vector<Shape> shapes() {
+    std::vector<Shape> all{gpt2()};
+    Shape shape = gpt2();  // Llama: grouped heads, gated; rotary; root-mean-square norms; the table serves twice
+    shape.position = 1, shape.norm = 1, shape.gated = 1, shape.kv_heads = 2, shape.head_dim = 20, shape.tied = 1;
+    all.push_back(shape);
+    shape.bits = 4, shape.kv_heads = 1, shape.heads = 6, shape.window = 37, shape.head = {64, 90};
+    all.push_back(shape);
+    shape = gpt2();
+    shape.bits = 4, shape.tied = 1, shape.head_dim = 24, shape.group = 32;
+    all.push_back(shape);
+    shape = gpt2();  // norms last, positions that begin late
+    shape.norm_first = 0, shape.offset = 2, shape.embedding_norm = 1, shape.window = 5;
+    all.push_back(shape);
+    shape = gpt2();
+    shape.layers = 1, shape.hidden = shape.heads = shape.kv_heads = shape.head_dim = shape.inner = 1;
+    all.push_back(shape);
+    return all;
+}
+
+Ids random_ids(size_t count, int32_t vocab, unsigned seed = 3) {
+    std::mt19937 random(seed);
+    Ids ids(count);
+    for (int32_t& id : ids) id = int32_t(random() % unsigned(vocab));
+    return ids;
+}
+
+std::vector<int32_t> random_cuts(int32_t count, unsigned seed) {
+    std::mt19937 random(seed);
+    std::vector<int32_t> cuts;
+    while (count > 0) {
+        cuts.push_back(std::min(count, int32_t(1 + random() % (random() % 3 ? 6 : 70))));
+        count -= cuts.back();
+    }
+    return cuts;
+}
+
+double cosine(const Scores& a, const Scores& b) {
+    double ab = 0, aa = 0, bb = 0;
+    for (size_t i = 0; i < a.size(); ++i) {
+        ab += double(a[i]) * b[i], aa += double(a[i]) * a[i], bb += double(b[i]) * b[i];
+    }
+    return ab / std::sqrt(aa * bb);
+}
+
+bool is_finite(const Scores& scores) {
+    return std::all_of(scores.begin(), scores.end(), [](float x) { return std::isfinite(x); });
+}
+
+std::vector<std::string> granted() {
+    std::vector<std::string> sets;
+    std::string names = ingot_sets();
+    for (size_t from = 0, to; from < names.size(); from = to + 1) {
+        to = std::min(names.find(' ', from), names.size());
+        sets.push_back(names.substr(from, to - from));
+    }
+    return sets;
+}
+
+Scores encoded(const RandomModel& model, const Ids& ids, const char* isa) {
+    ingot_encoder* encoder = nullptr;
+    const ingot_config config = model.config(1, isa);
+    char error[256];
+    check(ingot_create(&config, &encoder, error, sizeof error) == INGOT_OK, error);
+    Scores out(ids.size() * size_t(ingot_width(encoder)));
+    const int64_t offsets[] = {0, int64_t(ids.size())};
+    ingot_run(encoder, ids.data(), nullptr, int64_t(ids.size()), offsets, 1, out.data(), int64_t(out.size()), error,
+              sizeof error);
+    ingot_free(encoder);
+    return out;
+}
+
+// A long prompt: several chunks, several pages.
+void scores_depend_on_the_sequence_alone(const RandomModel& model, const std::string& name, const char* isa,
+                                         int32_t bits) {
+    const Ids ids = random_ids(310, model.shape.vocab);
+    const int32_t count = int32_t(ids.size());
+    Decoder one(model, 1, isa, bits), two(model, 2, isa, bits);
+    const Scores want = one.fed(ids, {count});
+    check(one.code == INGOT_OK && is_finite(want), name + " runs: " + one.error);
+    check(one.fed(ids, std::vector<int32_t>(size_t(count), 1)) == want, name + ": token by token");
+    check(two.fed(ids, {count}) == want, name + ": two threads");
+    for (unsigned seed = 1; seed <= 3; ++seed) {
+        check(two.fed(ids, random_cuts(count, seed)) == want, name + ": random cuts");
+    }
+    const size_t vocab = want.size() / ids.size();
+    const int64_t id = two.open(), a = two.open(), b = two.open(), c = two.open();
+    two.step({{c, random_ids(7, model.shape.vocab, 9)}});
+    bool same = true;
+    size_t done = 0;
+    for (int32_t cut : {1, 60, 2, 200, 47}) {  // among prompts and tokens of others
+        const Ids mine(ids.begin() + int64_t(done), ids.begin() + int64_t(done) + cut);
+        const Scores got = two.step({{a, random_ids(11, model.shape.vocab, 5)}, {id, mine}, {c, {1}}, {b, {2, 3}}});
+        done += size_t(cut);
+        same = same && std::equal(want.begin() + int64_t((done - 1) * vocab), want.begin() + int64_t(done * vocab),
+                                  got.begin() + int64_t(vocab));
+    }
+    check(same, name + ": among others, and the last scores alone");
+    check(two.trim(id, 33) == INGOT_OK && two.length(id) == 33, name + ": trims");
+    const Scores again = two.step({{id, Ids(ids.begin() + 33, ids.end())}}, true);
+    check(std::equal(again.begin(), again.end(), want.begin() + int64_t(33 * vocab)), name + ": trimmed and fed again");
+}
+
+void every_shape_and_set() {
+    int number = 0;
+    for (const Shape& shape : shapes()) {
+        const RandomModel model(shape);
+        const Ids ids = random_ids(310, shape.vocab);
+        for (const std::string& isa : granted()) {
+            const std::string name = isa + ", shape " + std::to_string(number);
+            scores_depend_on_the_sequence_alone(model, name, isa.c_str(), 32);
+            scores_depend_on_the_sequence_alone(model, name + ", eight bits kept", isa.c_str(), 8);
+            Decoder whole(model, 2, isa.c_str()), rounded(model, 2, isa.c_str(), 8);
+            const Scores got = whole.fed(ids, {310});
+            const bool is_rough = isa == "amx" || isa.find("bf16") != std::string::npos;  // attention of encoders
+            const double likeness = cosine(got, encoded(model, ids, isa.c_str()));
+            check(likeness >= (is_rough ? 0.999 : 0.9999), name + ": like the encoder, " + std::to_string(likeness));
+            const double nearness = cosine(got, rounded.fed(ids, {310}));
+            check(nearness >= 0.999, name + ": eight bits are near floats, " + std::to_string(nearness));
+        }
+        ++number;
+    }
+}
+
+// A token whose keys and values are not finite fills pages, which others get after it.
+void used_pages_are_as_good_as_new() {
+    Shape shape = gpt2();
+    shape.poison = 7;
+    const RandomModel model(shape);
+    Ids ids = random_ids(100, shape.vocab);
+    std::replace(ids.begin(), ids.end(), 7, 8);
+    for (const std::string& isa : granted()) {
+        for (int32_t bits : {32, 8}) {
+            Decoder fresh(model, 2, isa.c_str(), bits), used(model, 2, isa.c_str(), bits, 160);
+            const Scores want = fresh.fed(ids, {100});
+            check(!is_finite(used.fed(Ids(160, 7), {160})), "the poison works");
+            check(used.fed(ids, {100}) == want, isa + ": pages of a closed sequence");
+            const int64_t id = used.open();
+            used.step({{id, Ids(100, 7)}});
+            used.trim(id, 0);
+            check(used.step({{id, ids}}, true) == want, isa + ": pages of its own, trimmed");
+        }
+    }
+}
+
+void bad_steps_are_refused_and_change_nothing() {
+    const RandomModel model(gpt2());
+    Decoder decoder(model, 2, nullptr, 32, 96);
+    const Ids ids = random_ids(200, 90);
+    const int64_t id = decoder.open(), other = decoder.open(), gone = decoder.open();
+    check(decoder.close(gone) == INGOT_OK && decoder.close(gone) == INGOT_BAD_INPUT, "closing twice");
+    const Scores want = decoder.step({{id, Ids(ids.begin(), ids.begin() + 40)}});
+    const auto refused = [&](const Work& work, int code, const char* what) {
+        const int64_t free_before = ingot_free_tokens(decoder.handle);
+        decoder.step(work);
+        check(decoder.code == code && decoder.error[0] != 0, std::string(what) + ": " + decoder.error);
+        check(decoder.length(id) == 40 && decoder.length(other) == 0, std::string(what) + " changes no length");
+        check(ingot_free_tokens(decoder.handle) == free_before, std::string(what) + " takes no page");
+    };
+    check(ingot_free_tokens(decoder.handle) == 32, "two of three pages are taken");
+    refused({{other, Ids(33, 1)}}, INGOT_CACHE_FULL, "no room");
+    refused({{id, Ids(25, 1)}, {other, {1}}}, INGOT_CACHE_FULL, "no room for both");
+    refused({{id, Ids(361, 1)}}, INGOT_BAD_INPUT, "over the positions");
+    refused({{other, {1}}, {id, {1, 90}}}, INGOT_BAD_INPUT, "an id beyond the vocabulary");
+    refused({{other, {1}}, {id, {-1}}}, INGOT_BAD_INPUT, "a negative id");
+    refused({{other, {1}}, {id, {1}}, {other, {2}}}, INGOT_BAD_INPUT, "a sequence twice");
+    refused({{other, {1}}, {gone, {1}}}, INGOT_BAD_INPUT, "a closed sequence");
+    refused({{other, {1}}, {INT64_MIN, {1}}}, INGOT_BAD_INPUT, "a sequence that never was");
+    refused({{other, {}}, {id, {1}}}, INGOT_BAD_INPUT, "no tokens");
+    check(decoder.trim(id, 41) == INGOT_BAD_INPUT && decoder.trim(id, -1) == INGOT_BAD_INPUT, "trimmed to more");
+    decoder.step({});
+    check(decoder.code == INGOT_OK, "nothing at all");
+    Decoder fresh(model, 1);
+    const Scores all = fresh.fed(ids, {200});
+    check(decoder.step({{id, Ids(ids.begin() + 40, ids.begin() + 41)}}) ==
+              Scores(all.begin() + 40 * 90, all.begin() + 41 * 90),
+          "a refused decoder goes on");
+    check(decoder.close(id) == INGOT_OK && ingot_free_tokens(decoder.handle) == 96, "all pages come back");
+}
+
+void bad_calls_are_refused() {
+    const RandomModel model(gpt2());
+    Decoder decoder(model, 1);
+    const int64_t id = decoder.open();
+    char* const error = decoder.error;
+    const size_t room = sizeof decoder.error;
+    const int32_t ids[] = {1, 2};
+    float out[90];
+    const auto decode = [&](const int32_t* tokens, std::vector<int64_t> offsets, const int64_t* sequences, float* to,
+                            int64_t floats) {
+        return ingot_decode(decoder.handle, tokens, 2, offsets.data(), sequences, 1, 0, to, floats, error, room);
+    };
+    check(decode(ids, {0, 2}, &id, out, 89) == INGOT_BAD_INPUT, "no room for the answer");
+    check(decode(ids, {0, 1}, &id, out, 90) == INGOT_BAD_INPUT, "offsets end too early");
+    check(decode(ids, {0, INT64_MAX}, &id, out, 90) == INGOT_BAD_INPUT, "a huge offset");
+    check(decode(ids, {1, 2}, &id, out, 90) == INGOT_BAD_INPUT, "offsets that begin late");
+    check(decode(nullptr, {0, 2}, &id, out, 90) == INGOT_BAD_CALL, "no ids");
+    check(decode(ids, {0, 2}, nullptr, out, 90) == INGOT_BAD_CALL, "no sequences");
+    check(decode(ids, {0, 2}, &id, nullptr, 90) == INGOT_BAD_CALL, "no room");
+    check(ingot_decode(decoder.handle, ids, 2, nullptr, &id, 1, 0, out, 90, error, room) == INGOT_BAD_CALL, "offsets");
+    check(ingot_decode(nullptr, ids, 2, nullptr, &id, 1, 0, out, 90, nullptr, 0) == INGOT_BAD_CALL, "no decoder");
+    check(decode(ids, {0, 2}, &id, out, 90) == INGOT_OK, "a good call works");
+    check(ingot_sequence_open(decoder.handle, nullptr, error, room) == INGOT_BAD_CALL, "no place for the number");
+    check(ingot_sequence_length(decoder.handle, id, nullptr, error, room) == INGOT_BAD_CALL, "nor for the length");
+    check(ingot_sequence_open(nullptr, nullptr, error, room) == INGOT_BAD_CALL, "nor a decoder");
+    check(ingot_free_tokens(nullptr) == 0 && ingot_decoder_width(nullptr) == 0, "a null has nothing");
+    ingot_decoder_free(nullptr);
+}
+
+void other_transformers_are_refused() {
+    const auto refused = [](const Shape& shape, int32_t bits, int64_t tokens, const std::string& text) {
+        const RandomModel model(shape);
+        const Decoder decoder(model, 1, nullptr, bits, tokens);
+        const bool says = std::string(decoder.error).find(text) != std::string::npos;
+        check(decoder.handle == nullptr && decoder.code != INGOT_OK && says, text + ": " + decoder.error);
+    };
+    Shape shape = gpt2();
+    shape.causal = 0;
+    refused(shape, 32, 64, "must be causal");
+    shape = gpt2(), shape.pool = 1;
+    refused(shape, 32, 64, "scores of the vocabulary");
+    shape = gpt2(), shape.language = 0, shape.head.clear();
+    refused(shape, 32, 64, "scores of the vocabulary");
+    shape = gpt2(), shape.position = 2;
+    refused(shape, 32, 64, "positions");
+    shape = gpt2(), shape.normalize = 1;
+    refused(shape, 32, 64, "not divided");
+    refused(gpt2(), 16, 64, "cache_bits must be 32 or 8");
+    refused(gpt2(), 32, 0, "cache_tokens must be between");
+    refused(gpt2(), 32, INT64_MAX, "cache_tokens must be between");
+    refused(gpt2(), 32, int64_t(1) << 40, "memory");
+}
+
+void bad_tensors_are_refused() {
+    Shape shape = gpt2();
+    shape.bits = 4, shape.tied = 1;
+    const RandomModel good(shape);
+    for (size_t i = 0; i < good.tensors.size(); ++i) {
+        RandomModel model(shape);
+        model.tensors[i].size_bytes += 64;
+        const Decoder larger(model, 1);
+        check(larger.code == INGOT_BAD_TENSOR, std::string("a larger ") + good.tensors[i].name);
+        model.tensors.erase(model.tensors.begin() + int64_t(i));
+        const Decoder missing(model, 1);
+        const bool is_optional = std::strstr(good.tensors[i].name, "norm.bias") != nullptr;
+        check((missing.code == INGOT_OK) == is_optional, std::string("a missing ") + good.tensors[i].name);
+        if (std::strstr(good.tensors[i].name, ".ratios") == nullptr) continue;
+        const RandomModel hostile(shape);
+        static_cast<uint16_t*>(const_cast<void*>(hostile.tensors[i].data))[3] = 0x7c00;
+        check(Decoder(hostile, 1).code == INGOT_BAD_TENSOR, "an infinite ratio");
+    }
+}
+
+void steps_allocate_once() {
+    const RandomModel model(gpt2());
+    Decoder decoder(model, 2);
+    const int64_t id = decoder.open();
+    decoder.step({{id, Ids(33, 1)}});
+    const int32_t token = 5;
+    const int64_t offsets[] = {0, 1};
+    float out[90];
+    const int64_t before = allocations;
+    for (int i = 0; i < 100; ++i) {
+        ingot_decode(decoder.handle, &token, 1, offsets, &id, 1, 0, out, 90, decoder.error, sizeof decoder.error);
+    }
+    const int64_t made = allocations - before;
+    check(made == 0, "steps allocate nothing; made " + std::to_string(made));
+    check(decoder.length(id) == 133, "a hundred tokens");
+}
+
+void callers_wait_for_one_another() {
+    const RandomModel model(gpt2());
+    const Ids ids = random_ids(60, 90);
+    Decoder decoder(model, 2, nullptr, 32, 4 * 64);
+    const Scores want = decoder.fed(ids, {60});
+    std::vector<int> wrong(4);
+    std::vector<std::thread> callers;
+    for (size_t i = 0; i < wrong.size(); ++i) {
+        callers.emplace_back([&, i] {
+            for (int n = 0; n < 8; ++n) {
+                int64_t id = 0;
+                Scores all(want.size());
+                ingot_sequence_open(decoder.handle, &id, nullptr, 0);
+                for (int64_t from = 0; from < 60; from += 20) {
+                    const int64_t offsets[] = {0, 20};
+                    wrong[i] += ingot_decode(decoder.handle, ids.data() + from, 20, offsets, &id, 1, 1,
+                                             all.data() + from * 90, 20 * 90, nullptr, 0) != INGOT_OK;
+                    int64_t length = 0;
+                    ingot_sequence_length(decoder.handle, id, &length, nullptr, 0);
+                    wrong[i] += length != from + 20 || ingot_free_tokens(decoder.handle) < 0;
+                }
+                ingot_sequence_close(decoder.handle, id, nullptr, 0);
+                wrong[i] += all != want;
+            }
+        });
+    }
+    for (std::thread& caller : callers) caller.join();
+    check(wrong == std::vector<int>(4), "four callers of a decoder get the right answers");
+    check(ingot_free_tokens(decoder.handle) == 4 * 64, "all pages come back");
+}
+
+#if !defined(__SANITIZE_THREAD__)  // that sanitizer does not follow threads made after a fork
+void children_go_on() {
+    const RandomModel model(gpt2());
+    const Ids ids = random_ids(60, 90);
+    Decoder decoder(model, 2);
+    const Scores want = decoder.fed(ids, {60});
+    const int64_t id = decoder.open();
+    decoder.step({{id, Ids(ids.begin(), ids.begin() + 50)}});
+    const auto goes_on = [&] {
+        const Scores rest = decoder.step({{id, Ids(ids.begin() + 50, ids.end())}}, true);
+        return std::equal(rest.begin(), rest.end(), want.begin() + 50 * 90);
+    };
+    const pid_t child = fork();
+    if (child == 0) _exit(goes_on() ? 0 : 1);
+    int status = -1;
+    waitpid(child, &status, 0);
+    check(WIFEXITED(status) && WEXITSTATUS(status) == 0, "a child goes on with its parent's sequence");
+    check(goes_on(), "the parent goes on");
+}
+#else
+void children_go_on() {}
+#endif
+
+}  // namespace
+
+int main() {
+    every_shape_and_set();
+    used_pages_are_as_good_as_new();
+    bad_steps_are_refused_and_change_nothing();
+    bad_calls_are_refused();
+    other_transformers_are_refused();
+    bad_tensors_are_refused();
+    steps_allocate_once();
+    callers_wait_for_one_another();
+    children_go_on();
+    std::printf("%d passed, %d failed\n", passed, failed);
+    return failed == 0 ? 0 : 1;
+}
