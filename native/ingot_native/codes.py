@@ -37,7 +37,8 @@ class Codes:
         """Return one scale per row: codes that have one already are kept, others rounded again."""
         if self.scales.shape[1] == 1:
             return Codes(self.codes, self.scales)
-        return quantize_rows(self.codes * _spread(self.scales, self.codes.shape[1]))
+        widened = self.codes.astype(np.float32)
+        return quantize_rows(widened * _spread(self.scales, self.codes.shape[1]))
 
     def in_four_bits(self) -> "Codes | None":
         """Return the same codes in groups of 128 or 32, or None if four bits cannot hold them."""

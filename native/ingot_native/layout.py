@@ -16,9 +16,9 @@ two forms:
 | `NAME.scales`, `NAME.bias` | F32 | `[n_pad]` |
 
 Of byte (b, o, j) the low half is input 8 b + j, the high half input 8 b + 4 + j. A group has 32 or
-128 inputs, which divide k; its scale is its ratio times its output's scale. The last dense layers of a classifier are float:
-`head.{j}.weight` `[n, k]` and `head.{j}.bias` `[n]`. The scores of a vocabulary are the last
-`head.{j}`, in eight or four bits.
+128 inputs, which divide k; its scale is its ratio times its output's scale. The last dense layers
+of a classifier are float: `head.{j}.weight` `[n, k]` and `head.{j}.bias` `[n]`. The scores of a
+vocabulary are the last `head.{j}`, in eight or four bits.
 
 The token table is one of `embed.tokens.weight` F32 `[vocab, hidden]`; `embed.tokens.codes` I8
 `[vocab, hidden]`; `embed.tokens.codes4` U8 `[vocab, hidden / 2]`, byte b of a row holding column b

@@ -162,7 +162,7 @@ def _in_halves(scales: Array) -> Array:
     largest = single.max(axis=1, keepdims=True)
     largest[largest == 0] = 1
     ratios = (single / largest).astype(np.float16)
-    return ratios.astype(np.float64) * largest
+    return np.asarray(ratios.astype(np.float64) * largest)
 
 
 def body(net: Net, ids: Array, kinds: Array) -> Array:

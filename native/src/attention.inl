@@ -1,19 +1,12 @@
 // Attention: keys and values are packed once per call, then blocks of rows go through scores, softmax and the
 // weighted sum while their scores are in the first-level cache. Included after attention_fp32.inl or
-// attention_bf16.inl, which give `Cell` and the two products.
+// attention_bf16.inl, which give `Cell` and the two products, and after softmax.inl.
 //
 // A row's bits are its own: every sum runs over the keys in one order, and a key that a row does not see, but its
 // block mates do, enters with the weight 0.
 
 namespace ingot {
 namespace {
-
-constexpr float unseen = -3e38f;  // a score so low that its weight is 0 whatever the others are
-constexpr float log2_e = 1.442695041f;
-
-struct Span {
-    int32_t from, to;
-};
 
 // The keys that a row sees.
 INGOT_INLINE Span seen_by(const Attention& job, int32_t row) {
@@ -37,9 +30,6 @@ INGOT_INLINE Span seen_by_any(const Attention& job, int32_t row, int32_t rows) {
     return all.from < all.to ? all : Span{0, 0};
 }
 
-INGOT_INLINE int32_t down(int32_t n, int32_t step) { return n / step * step; }
-INGOT_INLINE int32_t up(int32_t n, int32_t step) { return (n + step - 1) / step * step; }
-
 // Where things lie in the scratch memory. Indices of keys count from `base`.
 struct Packed {
     const Cell* values;
@@ -54,56 +44,11 @@ struct Packed {
 
 INGOT_INLINE int64_t score_stride(int32_t keys) { return up(keys, lanes) + 2 * lanes; }
 INGOT_INLINE int64_t panel_cells(int32_t dim) { return static_cast<int64_t>(up(dim, paired)) * lanes; }
-INGOT_INLINE size_t lines(int64_t bytes) { return static_cast<size_t>((bytes + 63) / 64 * 64); }
 
 size_t attention_scratch(int32_t keys, int32_t head_dim, int32_t) {
     const int64_t cell = sizeof(Cell), padded = up(keys, lanes) + 4 * lanes;
     return lines(padded * up(head_dim, paired) * cell) + lines(padded * up(head_dim, lanes) * cell) +
            lines(row_block * up(head_dim, 2 * lanes) * cell) + lines(row_block * score_stride(keys) * 4) * 2;
-}
-
-// Scales the scores of one row, and finds the largest.
-INGOT_INLINE F scale_row(const Attention& job, int32_t row, Span seen, float* scores, int32_t base) {
-    const F factor = set(job.scale * log2_e);
-    // Of the table, where there is one, for key 0.
-    const int64_t zero = static_cast<int64_t>(job.relative_zero) - job.first_row - row;
-    F most = set(unseen);
-    int32_t j = down(seen.from, lanes);
-    const auto whole = [&] {
-        for (; j + lanes <= seen.to; j += lanes) {
-            F score = load(scores + j - base) * factor;
-            if (job.relative) score = fma(load(job.relative + (zero + j)), set(log2_e), score);
-            most = maximum(most, score);
-            store(scores + j - base, score);
-        }
-    };
-    const auto part = [&] {
-        const Mask m = lanes_between(seen.from - j, seen.to - j);
-        F score = load(scores + j - base) * factor;
-        if (job.relative) score = fma(load(job.relative + (zero + j), m), set(log2_e), score);
-        score = keep_or(score, m, set(unseen));
-        most = maximum(most, score);
-        store(scores + j - base, score);
-        j += lanes;
-    };
-    if (j < seen.from) part();
-    whole();
-    if (j < seen.to) part();
-    return most;
-}
-
-// Scores to weights, which still lack the division by their sum. Indices count from the block's first key.
-INGOT_INLINE F weigh_row(Span seen, int32_t keys, const float* scores, Cell* weights, F top) {
-    const int32_t begin = down(seen.from, lanes), end = up(seen.to, lanes);
-    F total = set(0.0f);
-    for (int32_t j = 0; j < begin; j += lanes) store_cells(weights + j, set(0.0f));
-    for (int32_t j = begin; j < end; j += lanes) {
-        const F weight = power_of_two(load(scores + j) - top);
-        total = total + weight;
-        store_cells(weights + j, weight);
-    }
-    for (int32_t j = end; j < keys; j += lanes) store_cells(weights + j, set(0.0f));
-    return total;
 }
 
 // All rows of a block step by step together: what takes long in one row, across its lanes, overlaps with the others.
@@ -115,14 +60,16 @@ INGOT_APART void softmax(const Attention& job, const Packed& at, int32_t row, Sp
     float top[R];
     for (int32_t r = 0; r < R; ++r) {
         seen[r] = seen_by(job, row + r);
-        most[r] = scale_row(job, row + r, seen[r], at.scores + r * at.ld_scores, at.base);
+        const int64_t zero = static_cast<int64_t>(job.relative_zero) - job.first_row - row - r;
+        most[r] = scale_row({job.scale, job.relative, zero}, seen[r], at.scores + r * at.ld_scores, at.base);
     }
     each<R>(INGOT_EACH(r) { top[r] = highest(most[r]); });
     for (int32_t r = 0; r < R; ++r) {
         const int64_t from = r * at.ld_scores + first - at.base;
         if (seen[r].from == seen[r].to) seen[r] = {first, first};
         const Span here = {seen[r].from - first, seen[r].to - first};
-        total[r] = weigh_row(here, block.to - first, at.scores + from, at.weights + from, set(top[r]));
+        total[r] = weigh_row(here, block.to - first, at.scores + from, set(top[r]), [&](int32_t j, F weight)
+                                 __attribute__((always_inline)) { store_cells(at.weights + from + j, weight); });
     }
     each<R>(INGOT_EACH(r) { shares[r] = seen[r].from < seen[r].to ? 1.0f / sum(total[r]) : 0.0f; });
 }
@@ -227,12 +174,8 @@ INGOT_INLINE Packed pack(const Attention& job, Span all) {
 void attention(const Attention& job) {
     const Span all = seen_by_any(job, 0, job.rows);
     const Packed at = pack(job, all);
-    int32_t row = 0;
-    for (int32_t blocks = (job.rows + row_block - 1) / row_block; blocks > 0; --blocks) {
-        const int32_t here = (job.rows - row + blocks - 1) / blocks;
-        attend_any<row_block>(job, at, row, here);
-        row += here;
-    }
+    in_blocks(0, job.rows, row_block,
+              [&](int32_t row, int32_t rows, bool) { attend_any<row_block>(job, at, row, rows); });
 }
 
 }  // namespace

@@ -3,8 +3,8 @@
 // Each set is one file, compiled with its own flags, and counted in by a macro given to this file alone:
 //   set              file                    flags                                             macro
 //   scalar           kernels_scalar.cpp      (none; any machine)                               (always)
-//   avx2             kernels_avx2.cpp        -mavx2 -mfma                                      INGOT_HAVE_AVX2
-//   avx2-vnni        kernels_avx2vnni.cpp    -mavx2 -mfma -mavxvnni (GCC 11 and later)         INGOT_HAVE_AVX2_VNNI
+//   avx2             kernels_avx2.cpp        -mavx2 -mfma -mf16c                               INGOT_HAVE_AVX2
+//   avx2-vnni        kernels_avx2vnni.cpp    -mavx2 -mfma -mf16c -mavxvnni (GCC 11 and later)  INGOT_HAVE_AVX2_VNNI
 //   avx512           kernels_avx512.cpp      -mavx512f -mavx512bw -mavx512vl -mavx512dq  (= A) INGOT_HAVE_AVX512
 //   avx512-vnni      kernels_avx512vnni.cpp  A -mavx512vnni                              (= B) INGOT_HAVE_AVX512_VNNI
 //   avx512-vnni-bf16 kernels_avx512bf16.cpp  B -mavx512bf16                              (= C) INGOT_HAVE_AVX512_BF16
@@ -52,9 +52,9 @@ Granted ask_cpu() {
     Granted cpu;
     unsigned a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !bit(c, 27)) return cpu;  // OSXSAVE: without it xgetbv faults
-    const bool avx_fma = bit(c, 28) && bit(c, 12);
+    const bool avx_fma_f16c = bit(c, 28) && bit(c, 12) && bit(c, 29);
     const unsigned saved = saved_state();
-    if (!avx_fma || (saved & 0x6u) != 0x6u || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return cpu;
+    if (!avx_fma_f16c || (saved & 0x6u) != 0x6u || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return cpu;
     const unsigned sub_leaves = a, amx_bits = d;
     cpu.avx2 = bit(b, 5);
     cpu.avx512 = cpu.avx2 && (saved & 0xe6u) == 0xe6u && bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);

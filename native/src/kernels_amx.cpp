@@ -4,16 +4,22 @@
 #include "vec_avx512.h"
 
 #include "activation.inl"
+#include "dot4_avx512vnni.inl"
 #include "rows.inl"
+#include "epilogue.inl"
 #include "linear_amx.inl"
+#include "products4_vnni.inl"
+#include "linear4.inl"
+#include "softmax.inl"
 #include "attention_bf16.inl"
 #include "attention.inl"
+#include "paged.inl"
 
 namespace ingot {
 
-extern const Kernels kernels_scalar, kernels_amx;
-const Kernels kernels_amx = {"amx", quantize_rows, linear_in_tiles, layer_norm, rms_norm, rotate, attention, attention_scratch,
-    kernels_scalar.quantize_groups, kernels_scalar.linear4, kernels_scalar.store_page, kernels_scalar.paged_attention,
-    kernels_scalar.paged_scratch};
+extern const Kernels kernels_amx;
+const Kernels kernels_amx = {
+    "amx", quantize_rows, linear_in_tiles, layer_norm, rms_norm, rotate, attention, attention_scratch,
+    quantize_groups, linear4, store_page, paged_attention, paged_scratch};
 
 }  // namespace ingot

@@ -4,15 +4,20 @@
 
 #include "activation.inl"
 #include "rows.inl"
+#include "epilogue.inl"
 #include "linear_avx2.inl"
+#include "products4_words.inl"
+#include "linear4.inl"
+#include "softmax.inl"
 #include "attention_fp32.inl"
 #include "attention.inl"
+#include "paged.inl"
 
 namespace ingot {
 
-extern const Kernels kernels_scalar, kernels_avx2;
-const Kernels kernels_avx2 = {"avx2", quantize_rows, linear, layer_norm, rms_norm, rotate, attention, attention_scratch,
-    kernels_scalar.quantize_groups, kernels_scalar.linear4, kernels_scalar.store_page, kernels_scalar.paged_attention,
-    kernels_scalar.paged_scratch};
+extern const Kernels kernels_avx2;
+const Kernels kernels_avx2 = {
+    "avx2", quantize_rows, linear, layer_norm, rms_norm, rotate, attention, attention_scratch,
+    quantize_groups, linear4, store_page, paged_attention, paged_scratch};
 
 }  // namespace ingot

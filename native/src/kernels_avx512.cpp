@@ -16,15 +16,20 @@ INGOT_INLINE I dot4(I acc, I u8, I s8) {
 
 #include "activation.inl"
 #include "rows.inl"
+#include "epilogue.inl"
 #include "linear_avx512.inl"
+#include "products4_words.inl"
+#include "linear4.inl"
+#include "softmax.inl"
 #include "attention_fp32.inl"
 #include "attention.inl"
+#include "paged.inl"
 
 namespace ingot {
 
-extern const Kernels kernels_scalar, kernels_avx512;
-const Kernels kernels_avx512 = {"avx512", quantize_rows, linear, layer_norm, rms_norm, rotate, attention, attention_scratch,
-    kernels_scalar.quantize_groups, kernels_scalar.linear4, kernels_scalar.store_page, kernels_scalar.paged_attention,
-    kernels_scalar.paged_scratch};
+extern const Kernels kernels_avx512;
+const Kernels kernels_avx512 = {
+    "avx512", quantize_rows, linear, layer_norm, rms_norm, rotate, attention, attention_scratch,
+    quantize_groups, linear4, store_page, paged_attention, paged_scratch};
 
 }  // namespace ingot

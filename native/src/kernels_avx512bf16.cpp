@@ -2,23 +2,23 @@
 #include "kernels.h"
 #include "vec_avx512.h"
 
-namespace ingot {
-namespace {
-INGOT_INLINE I dot4(I acc, I u8, I s8) { return _mm512_dpbusd_epi32(acc, u8, s8); }
-}  // namespace
-}  // namespace ingot
-
 #include "activation.inl"
+#include "dot4_avx512vnni.inl"
 #include "rows.inl"
+#include "epilogue.inl"
 #include "linear_avx512.inl"
+#include "products4_vnni.inl"
+#include "linear4.inl"
+#include "softmax.inl"
 #include "attention_bf16.inl"
 #include "attention.inl"
+#include "paged.inl"
 
 namespace ingot {
 
-extern const Kernels kernels_scalar, kernels_avx512_bf16;
-const Kernels kernels_avx512_bf16 = {"avx512-vnni-bf16", quantize_rows, linear, layer_norm, rms_norm, rotate, attention, attention_scratch,
-    kernels_scalar.quantize_groups, kernels_scalar.linear4, kernels_scalar.store_page, kernels_scalar.paged_attention,
-    kernels_scalar.paged_scratch};
+extern const Kernels kernels_avx512_bf16;
+const Kernels kernels_avx512_bf16 = {
+    "avx512-vnni-bf16", quantize_rows, linear, layer_norm, rms_norm, rotate, attention, attention_scratch,
+    quantize_groups, linear4, store_page, paged_attention, paged_scratch};
 
 }  // namespace ingot

@@ -287,8 +287,8 @@ size_t attention_scratch(int32_t keys, int32_t, int32_t) { return (static_cast<s
 }  // namespace
 
 extern const Kernels kernels_scalar;
-const Kernels kernels_scalar = {"scalar", quantize_rows,     linear,          layer_norm, rms_norm,
-                                rotate,   attention,         attention_scratch, quantize_groups, linear4,
-                                store_page, paged_attention, paged_scratch};
+const Kernels kernels_scalar = {
+    "scalar", quantize_rows, linear, layer_norm, rms_norm, rotate, attention, attention_scratch,
+    quantize_groups, linear4, store_page, paged_attention, paged_scratch};
 
 }  // namespace ingot

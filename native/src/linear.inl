@@ -17,81 +17,20 @@ struct Rows {
 template <int C>
 void multiply(int32_t rows, Rows& part, int32_t* sums);
 
-// Rows are cut into equal blocks, so that none is much smaller than the others, and all rows that stay in the
-// second-level cache go over a panel before the next panel is read.
-constexpr int32_t cached_bytes = 256 * 1024;
-
-// One vector of one row, where every lane counts and where only the lanes of a mask do.
-template <Activation activation, class... OptionalMask>
-INGOT_INLINE void finish_vector(const Linear& job, int64_t row, int64_t column, F sums, F scale, F bias,
-                                OptionalMask... mask) {
-    F y = activate<activation>(fma(sums, scale, bias));
-    if (job.times) y = y * load(job.times + row * job.ld_times + column, mask...);
-    if (job.plus) y = y + load(job.plus + row * job.ld_plus + column, mask...);
-    store(job.out + row * job.ld_out + column, y, mask...);
-}
-
-template <Activation activation, int C>
-void finish(const Linear& job, int32_t row, int32_t rows, int32_t column, const int32_t* sums) {
-    constexpr int vectors = 16 * C / lanes;
-    const Weights8& w = *job.weights;
-    const Linear to = job;  // a copy that no store can change: its pointers stay in registers
-    F scales[vectors], bias[vectors];
-    each<vectors>(INGOT_EACH(i) {
-        scales[i] = load(w.scales + column + i * lanes);
-        bias[i] = load(w.bias + column + i * lanes);
-    });
-    const int32_t count = job.last - column;
-    for (int64_t r = row; r < row + rows; ++r, sums += 16 * C) {
-        const F scale = set(to.scales[r]);
-        if (count >= 16 * C) {
-            each<vectors>(INGOT_EACH(i) {
-                const F total = to_float(load(sums + i * lanes));
-                finish_vector<activation>(to, r, column + i * lanes, total, scale * scales[i], bias[i]);
-            });
-        } else {
-            each<vectors>(INGOT_EACH(i) {
-                const F total = to_float(load(sums + i * lanes));
-                finish_vector<activation>(to, r, column + i * lanes, total, scale * scales[i], bias[i],
-                                          first_lanes(count - i * lanes));
-            });
-        }
-    }
-}
-
-using Finish = void (*)(const Linear&, int32_t, int32_t, int32_t, const int32_t*);
-
-template <int C>
-INGOT_INLINE Finish finish_of(Activation activation) {
-    switch (activation) {
-        case Activation::gelu: return finish<Activation::gelu, C>;
-        case Activation::gelu_tanh: return finish<Activation::gelu_tanh, C>;
-        case Activation::relu: return finish<Activation::relu, C>;
-        case Activation::silu: return finish<Activation::silu, C>;
-        case Activation::tanh: return finish<Activation::tanh, C>;
-        case Activation::none: break;
-    }
-    return finish<Activation::none, C>;
-}
-
 template <int C>
 INGOT_INLINE void over_panels(const Linear& job, Rows& part, int32_t row, int32_t rows, int32_t column) {
     const Weights8& w = *job.weights;
-    const Finish done = finish_of<C>(job.activation);
+    const auto done = finish_of<C, Linear, int32_t>(job.activation);
     alignas(64) int32_t sums[rows_at_once * C * 16];
-    part.codes = job.codes + static_cast<int64_t>(row) * w.k_pad;
     part.panels = w.codes + static_cast<int64_t>(column) * w.k_pad;
     part.code_sums = w.sums + column;
-    for (int32_t blocks = (rows + rows_at_once - 1) / rows_at_once; blocks > 0; --blocks) {
-        const int32_t here = (rows + blocks - 1) / blocks;
+    in_blocks(row, rows, rows_at_once, [&](int32_t first, int32_t here, bool last) __attribute__((always_inline)) {
+        part.codes = job.codes + static_cast<int64_t>(first) * w.k_pad;
         // While the last rows use these panels, the next ones come from memory.
-        part.ahead = blocks == 1 ? 16 * C * part.k_pad : 0;
+        part.ahead = last ? 16 * C * part.k_pad : 0;
         multiply<C>(here, part, sums);
-        done(job, row, here, column, sums);
-        part.codes += here * part.k_pad;
-        row += here;
-        rows -= here;
-    }
+        done(job, first, here, column, sums);
+    });
 }
 
 void linear(const Linear& job) {

@@ -15,12 +15,6 @@ constexpr int rows_at_once = 4;
 namespace ingot {
 namespace {
 
-INGOT_INLINE I four_codes(const uint8_t* p) {
-    int32_t four;
-    __builtin_memcpy(&four, p, sizeof four);
-    return _mm256_set1_epi32(four);
-}
-
 // R rows by the two halves of a panel.
 template <int R>
 INGOT_INLINE void multiply_panel(const Rows& part, const int8_t* w, int32_t* sums, int ld) {

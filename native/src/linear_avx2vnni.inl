@@ -13,11 +13,7 @@ constexpr int rows_at_once = 6;  // 6 x 2 sums, two vectors of weights and a cod
 namespace ingot {
 namespace {
 
-INGOT_INLINE I four_codes(const uint8_t* p) {
-    int32_t four;
-    __builtin_memcpy(&four, p, sizeof four);
-    return _mm256_set1_epi32(four);
-}
+INGOT_INLINE I dot4(I acc, I u8, I s8) { return _mm256_dpbusd_avx_epi32(acc, u8, s8); }
 
 // R rows by the two halves of a panel; with few rows, U sums of each hide the latency of the products.
 template <int R>
@@ -40,7 +36,7 @@ INGOT_INLINE void multiply_panel(const Rows& part, const int8_t* w, const int32_
             each<R>(INGOT_EACH(r) {
                 const I codes = four_codes(a + 4 * u + r * k_pad);
                 each<2>(INGOT_EACH(h) {
-                    acc[u][r][h] = _mm256_dpbusd_avx_epi32(acc[u][r][h], codes, weights[h]);
+                    acc[u][r][h] = dot4(acc[u][r][h], codes, weights[h]);
                 });
             });
         });

@@ -6,12 +6,6 @@ namespace {
 
 constexpr int rows_at_once = 12;  // 12 x 2 sums fill 24 registers; fourteen loads feed 24 products
 
-INGOT_INLINE I four_codes(const uint8_t* p) {
-    int32_t four;
-    __builtin_memcpy(&four, p, sizeof four);
-    return _mm512_set1_epi32(four);
-}
-
 }  // namespace
 }  // namespace ingot
 

@@ -17,9 +17,25 @@ INGOT_INLINE int32_t largest_bits(const float* x, int32_t k) {
     return highest(maximum(most[0], most[1]));
 }
 
-// Adding 1.5 * 2^23 leaves a float's nearest integer, ties to even, in its lowest bits; 128 more is the shift.
-INGOT_INLINE void quantize_row(const float* x, int32_t k, int32_t k_pad, float inverse, uint8_t* codes) {
-    const F factor = set(inverse), magic = set(12582912.0f + 128.0f);
+// How values that share a scale become codes; `inverse` is 0 where all codes are.
+struct Step {
+    float scale, inverse;
+};
+
+INGOT_INLINE Step step_of(const float* x, int32_t k) {
+    const int32_t found = largest_bits(x, k);
+    float largest;
+    __builtin_memcpy(&largest, &found, sizeof largest);
+    if (found >= infinity_bits || largest < smallest_row)
+        return {found >= infinity_bits ? __builtin_nanf("") : 0.0f, 0.0f};
+    return {largest / 127.0f, 127.0f / largest};
+}
+
+// Adding 1.5 * 2^23 leaves a float's nearest integer, ties to even, in its lowest bits.
+constexpr float to_lowest_bits = 12582912.0f;
+
+void quantize_row(const float* x, int32_t k, int32_t k_pad, float inverse, uint8_t* codes) {
+    const F factor = set(inverse), magic = set(to_lowest_bits + 128.0f);  // codes are shifted by 128
     int32_t i = 0;
     for (; i + lanes <= k; i += lanes) store_bytes(codes + i, bits(load(x + i) * factor + magic));
     for (; i < k_pad; i += lanes) {
@@ -30,19 +46,40 @@ INGOT_INLINE void quantize_row(const float* x, int32_t k, int32_t k_pad, float i
 
 void quantize_rows(const float* x, int64_t ld, int32_t rows, int32_t k, int32_t k_pad, Rows8 out) {
     for (int32_t r = 0; r < rows; ++r) {
-        const float* from = x + r * ld;
         uint8_t* to = out.codes + static_cast<int64_t>(r) * k_pad;
-        const int32_t found = largest_bits(from, k);
-        float largest;
-        __builtin_memcpy(&largest, &found, sizeof largest);
-        if (found >= infinity_bits || largest < smallest_row) {
+        const Step step = step_of(x + r * ld, k);
+        out.scales[r] = step.scale;
+        if (step.inverse == 0.0f)
             __builtin_memset(to, 128, static_cast<size_t>(k_pad));
-            out.scales[r] = found >= infinity_bits ? __builtin_nanf("") : 0.0f;
-            continue;
-        }
-        out.scales[r] = largest / 127.0f;
-        quantize_row(from, k, k_pad, 127.0f / largest, to);
+        else
+            quantize_row(x + r * ld, k, k_pad, step.inverse, to);
     }
+}
+
+// Returns the sum of the codes.
+INGOT_INLINE int32_t quantize_group(const float* x, int32_t group, Step step, uint8_t* codes) {
+    if (step.inverse == 0.0f) {
+        __builtin_memset(codes, 0, static_cast<size_t>(group));
+        return 0;
+    }
+    const F factor = set(step.inverse), magic = set(to_lowest_bits);
+    I total = zero_int();
+    for (int32_t i = 0; i < group; i += lanes) {
+        const I code = bits(load(x + i) * factor + magic);
+        store_bytes(codes + i, code);
+        total = add(total, subtract(code, bits(magic)));
+    }
+    return sum(total);
+}
+
+void quantize_groups(const float* x, int64_t ld, int32_t rows, int32_t k, int32_t group, Groups8 out) {
+    auto* codes = reinterpret_cast<uint8_t*>(out.codes);
+    for (int32_t r = 0; r < rows; ++r)
+        for (int32_t i = 0; i < k; i += group, codes += group) {
+            const Step step = step_of(x + r * ld + i, group);
+            *out.scales++ = step.scale;
+            *out.sums++ = quantize_group(x + r * ld + i, group, step, codes);
+        }
 }
 
 // Sum of (x - shift)^power over a row, in four partial sums whose order depends on n alone.

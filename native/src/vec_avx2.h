@@ -64,6 +64,33 @@ INGOT_INLINE int32_t highest(I a) {
     const __m128i two = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
     return _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
 }
+INGOT_INLINE I set(int32_t x) { return _mm256_set1_epi32(x); }
+INGOT_INLINE I add(I a, I b) { return _mm256_add_epi32(a, b); }
+INGOT_INLINE I subtract(I a, I b) { return _mm256_sub_epi32(a, b); }
+INGOT_INLINE int32_t sum(I a) {
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+}
+INGOT_INLINE F load_halves(const uint16_t* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+INGOT_INLINE F load(const int8_t* p) {
+    return to_float(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+
+INGOT_INLINE I four_codes(const void* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, sizeof four);
+    return set(four);
+}
+INGOT_INLINE I load_bytes(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const I*>(p)); }
+INGOT_INLINE I low_halves(I x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
+INGOT_INLINE I high_halves(I x) { return low_halves(_mm256_srli_epi16(x, 4)); }
+INGOT_INLINE I dot2_bytes(I u8, I s8) { return _mm256_maddubs_epi16(u8, s8); }
+INGOT_INLINE I add_words(I a, I b) { return _mm256_add_epi16(a, b); }
+INGOT_INLINE I sums_of_words(I x) { return _mm256_madd_epi16(x, _mm256_set1_epi16(1)); }
+
 INGOT_INLINE void store_bytes(uint8_t* p, I x) {
     const I low = _mm256_and_si256(x, _mm256_set1_epi32(255));
     const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));

@@ -63,6 +63,31 @@ INGOT_INLINE F to_float(I x) { return _mm512_cvtepi32_ps(x); }
 INGOT_INLINE I bits(F x) { return _mm512_castps_si512(x); }
 INGOT_INLINE I maximum(I a, I b) { return _mm512_max_epi32(a, b); }
 INGOT_INLINE int32_t highest(I a) { return _mm512_reduce_max_epi32(a); }
+INGOT_INLINE I set(int32_t x) { return _mm512_set1_epi32(x); }
+INGOT_INLINE I add(I a, I b) { return _mm512_add_epi32(a, b); }
+INGOT_INLINE I subtract(I a, I b) { return _mm512_sub_epi32(a, b); }
+INGOT_INLINE int32_t sum(I a) { return _mm512_reduce_add_epi32(a); }
+INGOT_INLINE F load_halves(const uint16_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+INGOT_INLINE F load(const int8_t* p) {
+    return to_float(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+
+// Bytes: four neighbours in every lane, a vector of pairs of four-bit codes and its two halves, and sums of products
+// of two neighbours, which saturate at sixteen bits.
+INGOT_INLINE I four_codes(const void* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, sizeof four);
+    return set(four);
+}
+INGOT_INLINE I load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+INGOT_INLINE I low_halves(I x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
+INGOT_INLINE I high_halves(I x) { return low_halves(_mm512_srli_epi16(x, 4)); }
+INGOT_INLINE I dot2_bytes(I u8, I s8) { return _mm512_maddubs_epi16(u8, s8); }
+INGOT_INLINE I add_words(I a, I b) { return _mm512_add_epi16(a, b); }
+INGOT_INLINE I sums_of_words(I x) { return _mm512_madd_epi16(x, _mm512_set1_epi16(1)); }
+
 // The lowest byte of each lane.
 INGOT_INLINE void store_bytes(uint8_t* p, I x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));

@@ -48,6 +48,7 @@ def check_answer(
     *,
     types: list[np.ndarray] | None = None,
     bf16: bool = False,
+    bits: int | None = None,
 ) -> int:
     """Assert for every sequence that its answer is the reference's, or that of a neighbour.
 
@@ -66,7 +67,7 @@ def check_answer(
         asked += _neighbours_asked(
             answer,
             lambda i=i, kinds=kinds: reference.forward(
-                spec, tensors, sequences[i : i + 1], kinds, bf16=bf16
+                spec, tensors, sequences[i : i + 1], kinds, bf16=bf16, bits=bits
             ),
         )
     return asked

@@ -87,4 +87,52 @@ private:
     ingot::Weights8 weights_;
 };
 
+// Four-bit weights with groups, packed as the contract asks; what they were packed from stays for a look.
+class Packed4 {
+public:
+    Packed4(Random& random, int32_t n, int32_t k, int32_t group)
+        : n_pad_(round_up(n, 16)), k_(k), groups_(k / group), codes_(area(n_pad_, k / 2)), scales_(area(n_pad_, 1)),
+          bias_(area(n_pad_, 1)), ratios_(area(n_pad_, groups_)) {
+        std::memset(codes_.data(), 0x88, codes_.size());
+        for (int32_t o = 0; o < n; ++o) {
+            for (int32_t i = 0; i < k; ++i) set_code(o, i, random.between(0, 15));
+            for (int32_t g = 0; g < groups_; ++g) ratios_[ratio_at(o, g)] = half(random.between(0, 2048));
+            scales_[static_cast<size_t>(o)] = random.uniform(0.0005f, 0.002f);
+            bias_[static_cast<size_t>(o)] = random.uniform(-0.5f, 0.5f);
+        }
+        weights_ = {codes_.data(), ratios_.data(), scales_.data(), bias_.data(), n, k, n_pad_, group};
+    }
+    const ingot::Weights4& weights() const { return weights_; }
+    int32_t code(int32_t o, int32_t i) const {
+        const int32_t byte = codes_[code_at(o, i)];
+        return (i % 8 < 4 ? byte & 15 : byte >> 4) - 8;
+    }
+    double ratio(int32_t o, int32_t g) const { return value(ratios_[ratio_at(o, g)]); }
+
+private:
+    static size_t area(int32_t a, int32_t b) { return static_cast<size_t>(a) * static_cast<size_t>(b); }
+    // Some halves: the subnormal ones, and those from 0.5 to 1.
+    static uint16_t half(int32_t parts) {
+        if (parts < 1024) return static_cast<uint16_t>(parts);
+        return static_cast<uint16_t>(parts == 2048 ? 0x3c00 : 0x3800 + (parts - 1024));
+    }
+    static double value(uint16_t half) {
+        if (half < 1024) return half / 16777216.0;
+        return half == 0x3c00 ? 1.0 : (half - 0x3800 + 1024) / 2048.0;
+    }
+    size_t code_at(int32_t o, int32_t i) const {
+        return area(o / 16, k_ / 8 * 64) + static_cast<size_t>(i / 8 * 64 + o % 16 * 4 + i % 4);
+    }
+    size_t ratio_at(int32_t o, int32_t g) const { return area(o / 16 * groups_ + g, 16) + static_cast<size_t>(o % 16); }
+    void set_code(int32_t o, int32_t i, int32_t stored) {
+        uint8_t& byte = codes_[code_at(o, i)];
+        byte = static_cast<uint8_t>(i % 8 < 4 ? (byte & 0xf0) | stored : (byte & 0x0f) | stored << 4);
+    }
+    int32_t n_pad_, k_, groups_;
+    Aligned<uint8_t> codes_;
+    Aligned<float> scales_, bias_;
+    Aligned<uint16_t> ratios_;
+    ingot::Weights4 weights_;
+};
+
 }  // namespace fixture

@@ -1,12 +1,15 @@
 // Every granted set against the scalar reference, on random shapes. Prints 'N passed, N failed'.
 //
 // kernels_test [cases per function] [seed]
-#include <cmath>
-#include <cstdio>
-#include <string>
+#include "kernels_check.h"
 
-#include "kernels_fixture.h"
-
+using checked::about;
+using checked::area;
+using checked::check;
+using checked::difference;
+using checked::Guarded;
+using checked::names;
+using checked::same_bits;
 using fixture::Aligned;
 using fixture::Packed;
 using fixture::Random;
@@ -14,74 +17,6 @@ using ingot::Activation;
 using ingot::Kernels;
 
 namespace {
-
-const char* const names[] = {"scalar", "avx2", "avx2-vnni", "avx512", "avx512-vnni", "avx512-vnni-bf16", "amx"};
-int passed = 0, failed = 0;
-
-void check(bool holds, const std::string& what) {
-    holds ? ++passed : ++failed;
-    if (!holds && failed <= 40) std::printf("FAILED %s\n", what.c_str());
-}
-
-size_t area(int64_t a, int64_t b) { return static_cast<size_t>(a * b); }
-
-// Floats in a larger array whose rest must stay as it was.
-class Guarded {
-public:
-    Guarded(int32_t rows, int32_t columns, Random& random)
-        : rows_(rows), columns_(columns), ld_(columns + random.between(0, 9)),
-          values_(area(rows, ld_) + 2 * margin, mark) {
-        // The last row ends with its last column: what lies beyond is not the kernel's to read either.
-        values_.resize(values_.size() - (rows > 0 ? static_cast<size_t>(ld_ - columns) : 0));
-    }
-    float* data() { return values_.data() + margin; }
-    int64_t ld() const { return ld_; }
-    float& at(int32_t r, int32_t c) { return data()[r * ld_ + c]; }
-    void fill(Random& random, float low, float high) {
-        for (int32_t r = 0; r < rows_; ++r)
-            for (int32_t c = 0; c < columns_; ++c) at(r, c) = random.uniform(low, high);
-    }
-    // Nothing outside columns [first, last) was written.
-    bool intact(int32_t first, int32_t last) const {
-        for (size_t i = 0; i < values_.size(); ++i) {
-            const int64_t place = static_cast<int64_t>(i) - static_cast<int64_t>(margin);
-            const bool inside = place >= 0 && place < rows_ * ld_ && place % ld_ >= first && place % ld_ < last;
-            if (!inside && values_[i] != mark) return false;
-        }
-        return true;
-    }
-
-private:
-    static constexpr size_t margin = 32;
-    static constexpr float mark = -77.25f;
-    int32_t rows_, columns_;
-    int64_t ld_;
-    std::vector<float> values_;
-};
-
-// Largest difference relative to the largest value of the reference (or to 1); NaN must meet NaN.
-double difference(const std::vector<float>& got, const std::vector<float>& expected) {
-    double most = 0.0, scale = 1.0;
-    for (size_t i = 0; i < got.size(); ++i) {
-        if (std::isnan(got[i]) != std::isnan(expected[i])) return INFINITY;
-        if (std::isnan(got[i]) || got[i] == expected[i]) continue;
-        most = std::fmax(most, std::fabs(static_cast<double>(got[i]) - static_cast<double>(expected[i])));
-        scale = std::fmax(scale, std::fabs(static_cast<double>(expected[i])));
-    }
-    return most / scale;
-}
-
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-    return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
-}
-
-std::string about(const char* what, const Kernels& set, std::initializer_list<int> numbers, double error = 0.0) {
-    std::string text = std::string(set.name) + " " + what;
-    for (const int number : numbers) text += " " + std::to_string(number);
-    char tail[40];
-    std::snprintf(tail, sizeof tail, " error %.3g", error);
-    return text + tail;
-}
 
 struct Codes {
     Codes(int32_t rows, int32_t k)
@@ -351,15 +286,6 @@ void test_cap() {
 }  // namespace
 
 int main(int argc, char** argv) {
-    const int cases = argc > 1 ? std::atoi(argv[1]) : 100;
-    const uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1;
-    const Kernels& reference = *ingot::kernels_of("scalar");
-    for (const char* name : names) {
-        const Kernels* set = ingot::kernels_of(name);
-        std::printf("%s: %s\n", name, set ? "granted" : "not in this build or not granted by this machine");
-        if (set) test_set(*set, reference, cases, seed);
-    }
     test_cap();
-    std::printf("%d passed, %d failed\n", passed, failed);
-    return failed == 0 ? 0 : 1;
+    return checked::every_set(argc, argv, test_set);
 }

@@ -47,6 +47,25 @@ def test_answers_are_those_of_the_reference(native: tuple[str, ...], kind: str, 
     check_answer(got, spec, tensors, sequences, types=types, bf16=isa in BF16)
 
 
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("kind", ["bert", "modern", "masked-words-of-the-table", "llama-window"])
+def test_answers_in_four_bits_are_those_of_the_reference(
+    native: tuple[str, ...], kind: str, isa: str
+) -> None:
+    if isa not in native:
+        pytest.skip(f"{isa} is not granted here")
+    spec = replace(KINDS[kind], hidden=64)  # down, of 96 inputs, and o, of 48, differ in their bits
+    tensors = random_tensors(spec, 1)
+    sequences = random_sequences(spec, lengths_for(spec))
+
+    with Encoder(pack(spec, tensors, bits=4), threads=2, isa=isa) as encoder:
+        got = encoder.encode(sequences)
+        alone = np.concatenate([encoder.encode([ids]) for ids in sequences])
+
+    assert np.array_equal(got, alone)
+    check_answer(got, spec, tensors, sequences, bf16=isa in BF16, bits=4)
+
+
 @pytest.mark.parametrize("isa", BF16)
 @pytest.mark.parametrize("kind", KIND_NAMES)
 def test_bf16_inside_attention_stays_near_float(

@@ -46,12 +46,17 @@ def test_stored_integers_are_kept_with_their_scales(method, width):
     assert gap(found, proto, optimized=False) < 1e-5
 
 
-def test_tables_of_integers_are_widened():
-    found = recognize(quantized(QuantizeWeights()), longest=LONGEST)
+@pytest.mark.parametrize(("bits", "largest"), [(8, 127), (4, 7)])
+def test_tables_of_integers_are_kept_with_their_scales(bits, largest):
+    found = recognize(quantized(QuantizeWeights(embeddings=bits)), longest=LONGEST).tensors
 
     exact = recognize(tiny_transformer(layers=2), longest=LONGEST).tensors["embed.tokens"]
-    step = np.abs(exact).max(axis=1, keepdims=True) / 127
-    assert (np.abs(found.tensors["embed.tokens"] - exact) <= step).all()
+    codes, scale = found["embed.tokens"], found["embed.tokens_scale"]
+    assert codes.dtype == np.int8
+    assert scale.shape == (len(codes), 1)
+    assert np.abs(codes).max() == largest
+    step = np.abs(exact).max(axis=1, keepdims=True) / largest
+    assert (np.abs(codes * scale - exact) <= step).all()
 
 
 @pytest.mark.parametrize("method", [QuantizeDynamic(), QuantizeStatic(observer="min-max")])

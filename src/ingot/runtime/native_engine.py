@@ -1,4 +1,4 @@
-"""The engine of `ingot-native`: transformer encoders in eight bits, without padding."""
+"""The engine of `ingot-native`: transformer encoders in eight or four bits, without padding."""
 
 import json
 from collections.abc import Mapping
@@ -24,9 +24,9 @@ PACKED_FILE, INPUTS_FILE = "packed.safetensors", "inputs.json"
 
 
 class NativeEngine:
-    """Runs encoders whose weights are integers of eight bits, with a scale per token.
+    """Runs encoders whose weights are integers of eight or four bits, with a scale per token.
 
-    The graph is recognized by its structure. Products of weights and activations are int8 x int8 on
+    The graph is recognized by its structure. Products of weights and activations are integers, on
     the widest instructions that the processor grants; norms, softmax and sums stay fp32. Padding is
     cut before anything is computed, so a row costs what its own tokens cost and its answer does not
     depend on the rows beside it.
@@ -65,7 +65,7 @@ class NativeEngine:
         """Take the graph apart, pack its weights and start the threads.
 
         Raises:
-            EngineError: A bad configuration, or no encoder in eight bits; says what misfits.
+            EngineError: A bad configuration, or no encoder of integers; says what misfits.
         """
         check_config(self.name, config, ("fp32",))
         packed, inputs = _packed(model)
@@ -142,7 +142,7 @@ class NativeSession:
             ) from error
 
     def executed(self) -> tuple[ExecutedNode, ...]:
-        """Return the layers of every block, in order; those in eight bits are integer.
+        """Return the layers of every block, in order; those with weights are integer.
 
         Raises:
             EngineError: The session is closed.
@@ -180,25 +180,56 @@ class NativeSession:
         return padded
 
 
+def packed_decoder(model: Model) -> "Packed":
+    """Take a language model apart and pack it for a decoder of `ingot_native`.
+
+    Weights keep their integers: eight bits with a scale per output, or four with a scale per group
+    of 32 or 128 inputs, whichever the model has.
+
+    Args:
+        model: A causal network without a cache in its graph, which gives scores `(batch, length,
+            vocab)`.
+
+    Raises:
+        MissingExtraError: ingot-native is not installed.
+        EngineError: The graph is no transformer, its weights are float, or it is no causal language
+            model; says which.
+    """
+    need("ingot_native", extra="native", what="Decoding on the native engine")
+    found = _recognized(model)
+    if not (found.spec.causal and found.spec.vocab_head):
+        seen = "gives no scores of its vocabulary" if found.spec.causal else "sees later tokens too"
+        raise EngineError(
+            f"A decoder must be causal and score its vocabulary for every token; this network "
+            f"{seen}. Export it with its language-model head, without a cache."
+        )
+    return _pack(model, found)
+
+
 def _packed(model: Model) -> "tuple[Packed, dict[str, Any]]":
+    found = _recognized(model)
+    return _pack(model, found), asdict(found.inputs)
+
+
+def _pack(model: Model, found: Any) -> "Packed":  # found: models.transformer.recognize.Recognized
     from ingot_native import NativeError, TransformerSpec, pack
 
-    found = _recognized(model)
     try:
-        packed = pack(TransformerSpec.from_json(found.spec.to_json()), found.tensors)
+        packed: Packed = pack(TransformerSpec.from_json(found.spec.to_json()), found.tensors)
     except NativeError as error:
         raise unsupported(NativeEngine.name, model.onnx_path, str(error)) from error
-    return packed, asdict(found.inputs)
+    return packed
 
 
 def _has_integers(model: Model) -> bool:
-    """Say at a glance whether any weight is of eight bits; taking a graph apart takes a second."""
+    """Say at a glance whether any weight is of integers; taking a graph apart takes a second."""
     from onnx import TensorProto
 
     from ingot.models.onnx_format import read_skeleton
 
+    kinds = {TensorProto.INT8, TensorProto.INT4, TensorProto.UINT8}
     weights = read_skeleton(model.onnx_path).graph.initializer
-    return any(w.data_type == TensorProto.INT8 and len(w.dims) == 2 for w in weights)
+    return any(w.data_type in kinds and len(w.dims) in {2, 3} for w in weights)
 
 
 def _recognized(model: Model) -> Any:  # models.transformer.recognize.Recognized
@@ -212,7 +243,7 @@ def _recognized(model: Model) -> Any:  # models.transformer.recognize.Recognized
     floats = [n for n, a in found.tensors.items() if _is_matrix(n, a) and a.dtype.kind == "f"]
     if floats:
         raise EngineError(
-            f"native must get weights of eight bits; got {len(floats)} in float, {floats[0]!r} "
+            f"native must get weights of integers; got {len(floats)} in float, {floats[0]!r} "
             "first. Apply the method quantize-weights to the model."
         )
     return found

@@ -7,10 +7,12 @@ import numpy as np
 from ingot.data.data import Array
 from ingot.models.transformer._graph import Node
 from ingot.models.transformer._probes import EMBEDDINGS, SCALES, Probes, Trace, Values
+from ingot.models.transformer._weights import Matrix
 from ingot.models.transformer.refusal import NotRecognized
 
 # Rows may come as integers, or as two halves of bytes, and be widened before they are added.
 _ROWS = SCALES | {"DequantizeLinear", "Floor", "GatherElements"}
+_MOST = 127
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class Embedding:
         positions: Longest sequence.
         offset: Row of the position of the first token.
         padding_id: A token that takes no place (RoBERTa); -1 for none.
+        integers: The table of tokens as integers with one scale per row; None if it is float.
     """
 
     tables: dict[str, Array]
@@ -30,6 +33,7 @@ class Embedding:
     positions: int
     offset: int
     padding_id: int
+    integers: Matrix | None = None
 
 
 @dataclass(slots=True)
@@ -57,8 +61,11 @@ def read_embedding(probes: Probes, longest: int) -> Embedding:
     values = probes.tokens(name)
     found = _classify(probes, name)
     tables: dict[str, Array] = {}
+    integers: Matrix | None = None
     for leaf, kind in _leaves(probes, name, found.gathers).items():
         table = _table(probes, leaf, kind, found)
+        if kind == "tokens":
+            integers = None if kind in tables else _integers(probes, leaf, table, found)
         tables[kind] = tables[kind] + table if kind in tables else table
     if "tokens" not in tables:
         raise NotRecognized(f"{probes.label(name)} adds no rows that the token ids pick")
@@ -67,7 +74,8 @@ def read_embedding(probes: Probes, longest: int) -> Embedding:
     positions = _positions(probes, tables, found, longest)
     if "positions" in tables:
         tables["positions"] = tables["positions"][: found.offset + positions]
-    return Embedding(tables, values, positions, found.offset, _padding_id(probes, found))
+    skipped = _padding_id(probes, found)
+    return Embedding(tables, values, positions, found.offset, skipped, integers)
 
 
 def _classify(probes: Probes, name: str) -> _Found:
@@ -153,6 +161,22 @@ def _table(probes: Probes, leaf: str, kind: str, found: _Found) -> Array:
     feeds |= {node.inputs[1]: which[None].astype(np.int64) for node in picking}
     value, count = Trace(graph, (), feeds)[leaf], which.size
     return np.ascontiguousarray(value.reshape(count, -1), np.float32)
+
+
+def _integers(probes: Probes, leaf: str, table: Array, found: _Found) -> Matrix | None:
+    """Return a table as the integers that it is widened from, if its scales are gathered too."""
+    graph = probes.graph
+    picking = [node for node in graph.ancestors(leaf) if node.place in found.gathers]
+    stored = [graph.constant(node.inputs[0]) for node in picking]
+    scales = [s for s in stored if s.dtype.kind == "f" and s.shape == (len(table), 1)]
+    if len(scales) != 1 or len(stored) != 2:
+        return None
+    scale = scales[0].astype(np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        codes = np.rint(np.where(scale != 0, table / scale, 0))
+    if np.abs(codes).max(initial=0) > _MOST or not np.array_equal(codes * scale, table):
+        return None
+    return Matrix(codes.astype(np.int8), scale)
 
 
 def _check_sum(probes: Probes, name: str, tables: dict[str, Array], offset: int) -> None:

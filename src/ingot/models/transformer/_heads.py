@@ -6,7 +6,7 @@ import numpy as np
 
 from ingot.data.data import Array
 from ingot.models.transformer._pieces import Dense
-from ingot.models.transformer._probes import MOVES, SCALES, Probes, Values, close, mapped
+from ingot.models.transformer._probes import SCALES, Probes, Values, close, mapped
 from ingot.models.transformer.refusal import NotRecognized
 
 _NEAR = 5e-5
@@ -70,7 +70,7 @@ class HeadReader:
         if not all(close(v, p) for v, p in zip(values, plain, strict=True)):
             found = Heads(dense, columns, scale, *_rotation(values, plain, label))
             self._check_far(name, found, turned=turned, label=label)
-        probes.explain(name, _TURNS if found.rotary_dim or scale != 1 else MOVES, where)
+        probes.explain(name, _TURNS if found.rotary_dim else SCALES, where)
         return found
 
     def _check_far(self, name: str, heads: Heads, *, turned: bool, label: str) -> None:

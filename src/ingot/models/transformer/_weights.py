@@ -36,6 +36,14 @@ class Matrix:
         width = values.shape[1] // self.scale.shape[1]
         return values * np.repeat(self.scale.astype(np.float64), width, axis=1)
 
+    def equals(self, other: "Matrix") -> bool:
+        """Whether both hold the same numbers in the same form."""
+        if self.scale is None or other.scale is None:
+            scales = self.scale is None and other.scale is None
+        else:
+            scales = np.array_equal(self.scale, other.scale)
+        return scales and np.array_equal(self.values, other.values)
+
     def named(self, name: str) -> dict[str, Array]:
         """Return the tensors `NAME.weight` and, of integers, `NAME.weight_scale`."""
         found = {f"{name}.weight": self.values}

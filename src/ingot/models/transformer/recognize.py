@@ -24,6 +24,7 @@ from ingot.models.transformer._pieces import find_pieces
 from ingot.models.transformer._probes import Probes, Sizes
 from ingot.models.transformer._scores import ScoreReader
 from ingot.models.transformer._tail import Tail, TailReader
+from ingot.models.transformer._weights import Matrix
 from ingot.models.transformer.refusal import NotRecognized
 from ingot.models.transformer.spec import Position, TransformerSpec
 
@@ -144,6 +145,9 @@ def _assemble(
     first, tensors = reader.blocks[0], {}
     for name, table in embedding.tables.items():
         tensors[f"embed.{name}"] = table
+    if embedding.integers is not None and embedding.integers.scale is not None:
+        tensors["embed.tokens"] = embedding.integers.values
+        tensors["embed.tokens_scale"] = embedding.integers.scale
     if reader.embedding_norm is not None:
         tensors |= reader.embedding_norm.named("embed.norm")
     for at, block in enumerate(reader.blocks):
@@ -262,8 +266,8 @@ def _vocabulary_head(
     if not plain or weight is None or len(weight) != spec.vocab or "head.0.bias" in tensors:
         return spec, tensors
     kept = {n: t for n, t in tensors.items() if not n.startswith("head.0.")}
-    tied = weight.dtype.kind == "f" and np.array_equal(weight, tensors["embed.tokens"])
-    if not tied:
+    table = Matrix(tensors["embed.tokens"], tensors.get("embed.tokens_scale"))
+    if not table.equals(Matrix(weight, tensors.get("head.0.weight_scale"))):
         kept["lm_head.weight"] = weight
         if "head.0.weight_scale" in tensors:
             kept["lm_head.weight_scale"] = tensors["head.0.weight_scale"]

@@ -40,13 +40,13 @@ def float_forward(
         if at == spec.head_norm:
             x = _norm(spec, tensors, "head.norm", x)
     if spec.vocab_head:
-        name = "lm_head" if "lm_head.weight" in tensors else ""
-        x = _linear(tensors, name, x) if name else x @ tensors["embed.tokens"].T.astype(np.float64)
+        tied = "lm_head.weight" not in tensors
+        x = x @ _table(tensors).floats().T if tied else _linear(tensors, "lm_head", x)
     return x / np.sqrt((x**2).sum(-1, keepdims=True)) if spec.normalize else x
 
 
 def _embed(spec: TransformerSpec, tensors: Tensors, ids: Array, types: Array | None) -> Array:
-    x = tensors["embed.tokens"][ids].astype(np.float64)
+    x = _table(tensors).rows(ids).floats()
     if "embed.positions" in tensors:
         counted = ids != spec.padding_id
         places = np.where(counted, counted.cumsum() - 1, -1) + spec.position_offset
@@ -54,6 +54,10 @@ def _embed(spec: TransformerSpec, tensors: Tensors, ids: Array, types: Array | N
     if spec.token_types:
         x = x + tensors["embed.types"][np.zeros_like(ids) if types is None else types]
     return _norm(spec, tensors, "embed.norm", x) if spec.embedding_norm else x
+
+
+def _table(tensors: Tensors) -> Matrix:
+    return Matrix(tensors["embed.tokens"], tensors.get("embed.tokens_scale"))
 
 
 def _block(spec: TransformerSpec, tensors: Tensors, x: Array, layer: int) -> Array:

@@ -1,0 +1,14 @@
+// Sums of 32 products of codes 0..15 and -127..127 with the set's `dot4`.
+
+namespace ingot {
+namespace {
+
+// Each row takes a sum and a total.
+constexpr int rows4_at_once = lanes == 16 ? 12 : 6;
+
+INGOT_INLINE I begin_products(I sum) { return sum; }
+INGOT_INLINE I add_products(I sum, I u8, I s8) { return dot4(sum, u8, s8); }
+INGOT_INLINE I end_products(I, I sum) { return sum; }
+
+}  // namespace
+}  // namespace ingot
