@@ -13,7 +13,7 @@ from ingot.runtime._feeding import unsupported
 from ingot.runtime.cpu import check_config, thread_count
 from ingot.runtime.engine import EngineConfig
 from ingot.runtime.generation.decoding import CacheFull
-from ingot.runtime.native_engine import NativeEngine
+from ingot.runtime.native_engine import NativeEngine, packed_decoder
 
 if TYPE_CHECKING:
     from ingot_native import Decoder
@@ -87,8 +87,6 @@ def open_native(
     if not status.ok:
         raise EngineError(f"ingot-native must be installed; it is not: {status.reason}")
     native: Any = need("ingot_native", extra="native", what="The native engine")
-    from ingot.runtime.native_engine import packed_decoder
-
     packed = packed_decoder(model)
     try:
         decoder = native.Decoder(
