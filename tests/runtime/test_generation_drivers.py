@@ -6,10 +6,11 @@ from onnx import TensorProto, helper
 from ingot.compress.quantize.weights import QuantizeWeights
 from ingot.compress.recipe import Recipe
 from ingot.core.errors import EngineError
+from ingot.core.files import home
 from ingot.models.model import Lineage
 from ingot.models.store import store_model
 from ingot.runtime.engine import EngineConfig
-from ingot.runtime.engines import open_session
+from ingot.runtime.engines import compile_ahead, open_session
 from ingot.runtime.generation.decoding import CacheFull, Decoding
 from ingot.runtime.generation.drivers import open_decoding
 from ingot.runtime.generation.generate import generate
@@ -149,6 +150,31 @@ def test_the_scores_of_the_native_engine_do_not_depend_on_how_a_prompt_is_cut(sm
     found = decoding.step([(parts, prompt[33:])])[0]
 
     np.testing.assert_array_equal(found, wanted)
+
+
+@needs_native
+def test_a_compiled_form_is_used_and_gives_the_same_tokens(small, monkeypatch):
+    config = EngineConfig("native", threads=1)
+    wanted = tokens_of(generate(open_decoding(small, config), [3, 9], Sampling(max_tokens=5)))
+    compile_ahead(small, config)
+    monkeypatch.setattr("ingot.runtime.generation.native.packed_decoder", None)
+
+    found = tokens_of(generate(open_decoding(small, config), [3, 9], Sampling(max_tokens=5)))
+
+    assert found == wanted
+
+
+@needs_native
+def test_a_compiled_form_that_was_changed_is_passed_over(small, caplog):
+    config = EngineConfig("native", threads=1)
+    compile_ahead(small, config)
+    packed = next((home() / "compiled").rglob("packed.safetensors"))
+    packed.write_bytes(packed.read_bytes()[:-1] + b"x")
+
+    decoding = open_decoding(small, config)
+
+    assert decoding.vocab == 50
+    assert "passed over" in caplog.text
 
 
 @needs_native

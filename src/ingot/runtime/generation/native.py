@@ -10,10 +10,11 @@ from ingot.core.extras import need
 from ingot.data.data import Array
 from ingot.models.model import Model
 from ingot.runtime._feeding import unsupported
+from ingot.runtime.compiled import kept_file
 from ingot.runtime.cpu import check_config, thread_count
 from ingot.runtime.engine import EngineConfig
 from ingot.runtime.generation.decoding import CacheFull
-from ingot.runtime.native_engine import NativeEngine, packed_decoder
+from ingot.runtime.native_engine import PACKED_FILE, NativeEngine, packed_decoder
 
 if TYPE_CHECKING:
     from ingot_native import Decoder
@@ -74,7 +75,7 @@ class NativeDecoding:
 def open_native(
     model: Model, config: EngineConfig, *, cache_tokens: int, cache_bits: int
 ) -> NativeDecoding:
-    """Open a model in the native engine.
+    """Open a model in the native engine; from the packed weights that `ingot compile` kept, if any.
 
     Raises:
         EngineError: The engine is not installed or has no decoders, the configuration is bad, or
@@ -87,7 +88,7 @@ def open_native(
     if not status.ok:
         raise EngineError(f"ingot-native must be installed; it is not: {status.reason}")
     native: Any = need("ingot_native", extra="native", what="The native engine")
-    packed = packed_decoder(model)
+    packed = kept_file(model, config, status, PACKED_FILE) or packed_decoder(model)
     try:
         decoder = native.Decoder(
             packed,
