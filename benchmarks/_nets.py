@@ -156,20 +156,48 @@ class Gpt2Shape(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def hidden(self, input_ids: Tensor) -> Tensor:
         length = input_ids.shape[1]
         place = torch.arange(length, device=input_ids.device)
         x = self.tokens(input_ids) + self.places(place)
         mask = torch.where(place[None, :] > place[:, None], -1e4, 0.0).to(x.dtype)
         for layer in self.layers:
             x = layer(x, mask)
-        return self.norm(x)[:, -1] @ self.tokens.weight.T
+        return self.norm(x)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.hidden(input_ids)[:, -1] @ self.tokens.weight.T
+
+
+class Gpt2Scores(Gpt2Shape):
+    """The same, with the scores of every token and weights of the size that GPT-2 starts with."""
+
+    def __init__(self, **sizes: int) -> None:
+        super().__init__(**sizes)
+        for weight in self.parameters():
+            if weight.dim() == 2:
+                nn.init.normal_(weight, std=0.02)  # GPT2Config.initializer_range
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.hidden(input_ids) @ self.tokens.weight.T
 
 
 def gpt2_shape(seed: int = 0) -> nn.Module:
     """Return a decoder of GPT-2-small's shape with random weights; logits of the last token."""
     torch.manual_seed(seed)
     return Gpt2Shape()
+
+
+def gpt2_scores(seed: int = 0) -> nn.Module:
+    """Return a decoder of GPT-2-small's shape with random weights; scores of every token."""
+    torch.manual_seed(seed)
+    return Gpt2Scores()
+
+
+def gpt2_tiny_scores(seed: int = 0) -> nn.Module:
+    """Return the same with two blocks of 64, to try a benchmark in seconds."""
+    torch.manual_seed(seed)
+    return Gpt2Scores(layers=2, width=64, heads=2, vocab=512)
 
 
 def _conv(inner: int, out: int, size: int, stride: int, groups: int = 1) -> nn.Sequential:

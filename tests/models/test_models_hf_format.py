@@ -56,3 +56,22 @@ def test_an_unknown_pooling_is_refused(folder):
 
     with pytest.raises(ModelError, match="must be mean or CLS"):
         load_model(folder)
+
+
+def test_a_decoder_gives_the_scores_that_transformers_gives(tmp_path):
+    config = transformers.GPT2Config(
+        n_embd=16, n_layer=1, n_head=2, vocab_size=40, n_positions=32, bos_token_id=0,
+        eos_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    network = transformers.GPT2LMHeadModel(config).eval()
+    network.save_pretrained(tmp_path / "gpt2")
+    ids = np.random.default_rng(1).integers(1, 40, (2, 9))
+    with torch.inference_mode():
+        want = network(torch.from_numpy(ids)).logits.numpy()
+
+    model = load_model(tmp_path / "gpt2", root=tmp_path / "store")
+
+    session = onnxruntime.InferenceSession(model.onnx_path)
+    got = session.run(["logits"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0]
+    np.testing.assert_allclose(got, want, atol=1e-5)

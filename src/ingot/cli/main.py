@@ -22,6 +22,7 @@ VERBS = (
     "compile",
     "serve",
     "predict",
+    "generate",
     "ledger",
     "doctor",
     "completion",

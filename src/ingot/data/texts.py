@@ -46,9 +46,12 @@ def encode_texts(texts: Texts, reading: Reading) -> dict[str, Array]:
     return arrays
 
 
-def _open(path: Path, max_length: int) -> Any:  # Any: tokenizers.Tokenizer has no types
-    if max_length < 1:
-        raise DataError(f"max_length must be at least 1 token; got {max_length}. Give 128.")
+def read_tokenizer(path: Path) -> Any:  # Any: tokenizers.Tokenizer has no types
+    """Return the tokenizer of a `tokenizer.json`, cutting and padding as the file says.
+
+    Raises:
+        DataError: It is not there or cannot be read.
+    """
     if not path.is_file():
         raise DataError(f"The tokenizer must be a file; {path} is not there. Check the path.")
     library: Any = need("tokenizers", extra="all", what="Reading texts")
@@ -59,6 +62,13 @@ def _open(path: Path, max_length: int) -> Any:  # Any: tokenizers.Tokenizer has 
             f"{path.name!r} must be a tokenizer.json; it cannot be read: {error}. "
             "Save it again with tokenizer.save(path)."
         ) from error
+    return tokenizer
+
+
+def _open(path: Path, max_length: int) -> Any:
+    if max_length < 1:
+        raise DataError(f"max_length must be at least 1 token; got {max_length}. Give 128.")
+    tokenizer = read_tokenizer(path)
     own = tokenizer.padding or {}
     tokenizer.enable_truncation(max_length=max_length)
     # A file may fix the padded length; the longest row of the split is enough and cheaper.

@@ -1,4 +1,4 @@
-"""Hugging Face folders: encoders and classifiers from local files, without their code."""
+"""Hugging Face folders: encoders, classifiers and decoders from local files, without their code."""
 
 import json
 from collections.abc import Mapping
@@ -16,6 +16,8 @@ from ingot.models.model import TOKENIZER_FILE
 _HEADS = {
     "ForSequenceClassification": ("AutoModelForSequenceClassification", "logits"),
     "ForTokenClassification": ("AutoModelForTokenClassification", "logits"),
+    "ForCausalLM": ("AutoModelForCausalLM", "logits"),
+    "LMHeadModel": ("AutoModelForCausalLM", "logits"),
 }
 _MODULES_FILE = "modules.json"
 _POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
@@ -124,6 +126,7 @@ def _load(folder: Path, loader: str) -> Any:
             f"{folder.name} must hold every weight of its network; {len(missing)} are missing: "
             f"{', '.join(sorted(missing)[:5])}. They would be random: use a complete checkpoint."
         )
+    network.config.use_cache = False  # one graph for a whole sequence
     return network.eval()
 
 

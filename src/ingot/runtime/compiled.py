@@ -136,6 +136,25 @@ def open_form(
     return None
 
 
+def kept_file(model: Model, config: EngineConfig, status: Availability, name: str) -> Path | None:
+    """Return a file of the compiled form of a model, or None where there is no form that is whole.
+
+    Args:
+        model: What was compiled.
+        config: How it was compiled.
+        status: Of the engine; another version has another form.
+        name: Of the file.
+    """
+    folder = _folder(model, config, status)
+    try:
+        _check_files(folder)
+    except (EngineError, OSError, ValueError, KeyError, TypeError) as error:
+        if folder.is_dir():
+            log.warning("a compiled form of %s is passed over: %s", model.name, error)
+        return None
+    return folder / name
+
+
 def drop_forms(model: Model) -> None:
     """Delete every compiled form of a model."""
     shutil.rmtree(_forms(model), ignore_errors=True)

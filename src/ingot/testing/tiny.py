@@ -75,6 +75,47 @@ def tiny_transformer(
     return g.model("tiny_transformer", inputs, [output])
 
 
+def tiny_decoder(
+    seed: int = 0, *, vocab: int = 50, width: int = 32, layers: int = 1, positions: int = 64
+) -> onnx.ModelProto:
+    """Return a language model of GPT-2's kind: positions, causal attention, norms in front.
+
+    Input `input_ids` `(batch, sequence)` int64, output `logits` `(batch, sequence, vocab)`.
+    """
+    rng = np.random.default_rng(seed)
+    g = _Graph(rng)
+    g.weight("table", (vocab, width), scale=0.5)
+    g.weight("places", (positions, width), scale=0.5)
+    g.node("Gather", ["table", "input_ids"], "words")
+    g.constant("zero", np.array(0, np.int64))
+    g.constant("step", np.array(1, np.int64))
+    g.node("Shape", ["input_ids"], "sizes")
+    g.node("Gather", ["sizes", "step"], "length")
+    g.node("Range", ["zero", "length", "step"], "at")
+    g.node("Gather", ["places", "at"], "place")
+    g.node("Add", ["words", "place"], "x")
+    g.constant("root", np.array(np.sqrt(width), np.float32))
+    g.constant("one", np.array(1, np.float32))
+    g.constant("axis0", np.array([0], np.int64))
+    g.constant("axis1", np.array([1], np.int64))
+    g.node("Unsqueeze", ["at", "axis1"], "query")
+    g.node("Unsqueeze", ["at", "axis0"], "key")
+    g.node("Greater", ["key", "query"], "later")
+    g.constant("low", np.array(-1e4, np.float32))
+    g.constant("none", np.array(0, np.float32))
+    g.node("Where", ["later", "low", "none"], "causal")
+    x = "x"
+    for layer in range(layers):
+        x = g.decoder_layer(x, str(layer) if layer else "", width)
+    g.layer_norm("ln", x, "last", width)
+    g.weight("head", (width, vocab))
+    g.node("MatMul", ["last", "head"], "logits")
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"])
+    sizes = ["batch", "sequence", vocab]
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, sizes)
+    return g.model("tiny_decoder", [ids], [logits])
+
+
 def toy_images(
     n: int = 64, seed: int = 0, *, classes: int = 4
 ) -> tuple[FloatArray, NDArray[np.int64]]:
@@ -133,8 +174,8 @@ class _Graph:
         self.constant(f"{name}_b", np.zeros(width, np.float32))
         self.node("LayerNormalization", [source, f"{name}_g", f"{name}_b"], target, axis=-1)
 
-    def encoder_layer(self, x: str, tag: str, width: int) -> str:
-        """Add one post-norm layer whose tensors end in `tag`; return its output."""
+    def attention(self, x: str, tag: str, width: int, *, bias: str) -> str:
+        """Add attention of one head, whose scores get a bias, and its output layer."""
         for name in ("q", "k", "v", "o"):
             self.weight(f"w_{name}{tag}", (width, width))
             self.weight(f"b_{name}{tag}", (width,))
@@ -143,10 +184,25 @@ class _Graph:
         self.node("Transpose", [f"k{tag}"], f"kt{tag}", perm=[0, 2, 1])
         self.node("MatMul", [f"q{tag}", f"kt{tag}"], f"s0{tag}")
         self.node("Div", [f"s0{tag}", "root"], f"s1{tag}")
-        self.node("Add", [f"s1{tag}", "bias3"], f"s2{tag}")
+        self.node("Add", [f"s1{tag}", bias], f"s2{tag}")
         self.node("Softmax", [f"s2{tag}"], f"p{tag}", axis=-1)
         self.node("MatMul", [f"p{tag}", f"v{tag}"], f"c{tag}")
         self.linear(f"o{tag}", f"c{tag}", f"a{tag}")
+        return f"a{tag}"
+
+    def decoder_layer(self, x: str, tag: str, width: int) -> str:
+        """Add one pre-norm layer whose tensors end in `tag`; return its output."""
+        self.layer_norm(f"ln1{tag}", x, f"h{tag}", width)
+        attended = self.attention(f"h{tag}", tag, width, bias="causal")
+        self.node("Add", [x, attended], f"r1{tag}")
+        self.layer_norm(f"ln2{tag}", f"r1{tag}", f"m{tag}", width)
+        self.feed_forward(f"m{tag}", f"ff{tag}", tag, width)
+        self.node("Add", [f"r1{tag}", f"ff{tag}"], f"y{tag}")
+        return f"y{tag}"
+
+    def encoder_layer(self, x: str, tag: str, width: int) -> str:
+        """Add one post-norm layer whose tensors end in `tag`; return its output."""
+        self.attention(x, tag, width, bias="bias3")
         self.node("Add", [x, f"a{tag}"], f"r1{tag}")
         self.layer_norm(f"ln1{tag}", f"r1{tag}", f"h{tag}", width)
         self.feed_forward(f"h{tag}", f"ff{tag}", tag, width)

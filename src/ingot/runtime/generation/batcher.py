@@ -1,0 +1,201 @@
+"""Many texts at once: submit a prompt, get a handle that streams; one thread takes the steps."""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Self
+
+from ingot.core.errors import EngineError
+from ingot.runtime.generation.decoding import Decoding
+from ingot.runtime.generation.request import Piece, Prompt, Request
+from ingot.runtime.generation.sampling import Sampling
+from ingot.runtime.generation.scheduler import MOST_RUNNING, Event, Scheduler
+from ingot.runtime.generation.text import Tokenizer
+
+Deliver = Callable[[Piece | EngineError], None]
+log = logging.getLogger(__name__)
+
+
+class Handle:
+    """A text under way: iterate over it for its pieces, from one thread.
+
+    Attributes:
+        number: Of the request; earlier ones have lower numbers.
+    """
+
+    def __init__(self, number: int, cancel: Callable[[int], None]) -> None:
+        """Made by `Batcher.submit`."""
+        self.number = number
+        self._cancel = cancel
+        self._pieces: SimpleQueue[Piece | EngineError] = SimpleQueue()
+        self._over = False
+
+    def __iter__(self) -> Iterator[Piece]:
+        """Give the pieces as they come; the last one says why it is the last.
+
+        Raises:
+            EngineError: The request failed.
+        """
+        while not self._over:
+            piece = self._pieces.get()
+            if isinstance(piece, EngineError):
+                self._over = True
+                raise piece
+            self._over = piece.finish is not None
+            yield piece
+
+    def text(self) -> str:
+        """Wait for the end and return the text of the pieces that are still to come.
+
+        Raises:
+            EngineError: The request failed.
+        """
+        return "".join(piece.text for piece in self)
+
+    def cancel(self) -> None:
+        """Ask for an early end; the last piece says `cancelled` if it was not over by then."""
+        self._cancel(self.number)
+
+
+class Batcher:
+    """Generates many texts at once on one decoder.
+
+    A text with its seed is the same alone and in company. Submitting is thread-safe.
+    """
+
+    def __init__(
+        self,
+        decoding: Decoding,
+        tokenizer: Tokenizer | None = None,
+        *,
+        most_running: int = MOST_RUNNING,
+        most_waiting: int = 256,
+        step_tokens: int = 0,
+    ) -> None:
+        """Take over a decoder that holds no sequence, and start the thread.
+
+        Args:
+            decoding: Where sequences grow; the caller closes it after this.
+            tokenizer: For prompts and pieces of text.
+            most_running: Requests in a step at most.
+            most_waiting: Requests that are not over at most, those that run included; more are
+                refused.
+            step_tokens: Tokens of a step at most; 0 for what the decoder likes best.
+
+        Raises:
+            EngineError: `step_tokens` is not above `most_running`.
+        """
+        self._scheduler = Scheduler(
+            decoding, tokenizer, most_running=most_running, step_tokens=step_tokens
+        )
+        self._most = most_waiting
+        self._deliver: dict[int, Deliver] = {}
+        self._arrived: deque[Request] = deque()
+        self._cancelled: deque[int] = deque()
+        self._closing = False
+        self._news = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="ingot-batcher", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self, prompt: Prompt, sampling: Sampling | None = None, *, deliver: Deliver | None = None
+    ) -> Handle:
+        """Let a prompt be continued.
+
+        Args:
+            prompt: Text, or token ids.
+            sampling: How; the most likely tokens if not given.
+            deliver: Called with every piece, or the error that ends them, in the batcher's thread,
+                in place of the handle's iterator: for event loops. It must be quick.
+
+        Raises:
+            DataError: The prompt does not fit.
+            EngineError: Too many requests wait, or the batcher is closed.
+        """
+        request = self._scheduler.request(prompt, sampling or Sampling())
+        handle = Handle(request.number, self._cancel)
+        with self._news:
+            if self._closing:
+                raise EngineError("A batcher must be open to take a prompt; it was closed.")
+            if len(self._deliver) >= self._most:
+                raise EngineError(
+                    f"At most {self._most} requests may be under way; there are as many. Try again "
+                    "later, or raise most_waiting."
+                )
+            self._deliver[request.number] = deliver or handle._pieces.put
+            self._arrived.append(request)
+            self._news.notify()
+        return handle
+
+    def close(self) -> None:
+        """Cancel what is not over, and stop the thread; twice is once."""
+        with self._news:
+            self._closing = True
+            self._news.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _cancel(self, number: int) -> None:
+        with self._news:
+            self._cancelled.append(number)
+            self._news.notify()
+
+    def _run(self) -> None:
+        try:
+            while self._take_news():
+                self._hand_out(self._scheduler.step())
+            self._hand_out(self._scheduler.clear())
+        except Exception as error:  # the edge of the thread: nobody else would ever hear of it
+            log.exception("a batcher stopped")
+            self._fail(error)
+
+    def _take_news(self) -> bool:
+        """Wait for something to do; say whether to go on."""
+        with self._news:
+            while not (
+                self._arrived or self._cancelled or self._closing or self._scheduler.is_busy
+            ):
+                self._news.wait()
+            arrived, cancelled = list(self._arrived), list(self._cancelled)
+            self._arrived.clear()
+            self._cancelled.clear()
+            closing = self._closing
+        for request in arrived:
+            self._scheduler.add(request)
+        for number in cancelled:
+            self._hand_out(self._scheduler.cancel(number))
+        return not closing
+
+    def _hand_out(self, events: list[Event]) -> None:
+        for number, piece in events:
+            deliver = self._deliver[number]
+            if isinstance(piece, EngineError) or piece.finish is not None:
+                with self._news:
+                    del self._deliver[number]
+            try:
+                deliver(piece)
+            except Exception:  # the caller's function: the other requests must go on
+                log.exception("a piece of request %d could not be delivered", number)
+                self._cancel(number)
+
+    def _fail(self, error: Exception) -> None:
+        with self._news:
+            self._closing = True
+            waiting, self._deliver = list(self._deliver.values()), {}
+        reason = EngineError(f"The batcher must go on; it stopped: {error}. Open another.")
+        for deliver in waiting:
+            deliver(reason)

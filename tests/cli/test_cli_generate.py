@@ -1,0 +1,106 @@
+import io
+
+import onnx
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from ingot.testing.tiny import tiny_decoder
+
+TOKENS = ["--engine", "onnxruntime", "--threads", 1, "--max-tokens", 5]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Give a folder with `decoder.onnx` and a tokenizer of letters."""
+    folder = tmp_path_factory.mktemp("decoder")
+    onnx.save(tiny_decoder(), folder / "decoder.onnx")
+    letters = [chr(ord("A") + at) for at in range(50)]
+    library = Tokenizer(models.BPE({letter: at for at, letter in enumerate(letters)}, []))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    library.decoder = decoders.ByteLevel()
+    library.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture
+def words(folder):
+    return [folder / "decoder.onnx", "--tokenizer", folder / "tokenizer.json", *TOKENS]
+
+
+def test_the_text_goes_to_stdout_and_the_speed_to_stderr(run, words):
+    done = run("generate", *words, "--prompt", "ABC")
+
+    assert done.code == 0
+    assert len(done.out) == 6  # five letters and the end of the line
+    assert "5 tokens on onnxruntime fp32 x1: the first after" in done.err
+    assert "keeps no keys and values" in done.err
+
+
+def test_json_has_the_text_the_tokens_and_the_speed(run, words):
+    plain = run("generate", *words, "--prompt", "ABC")
+    done = run("generate", *words, "--prompt", "ABC", "--json", "--logprobs", 2)
+
+    assert done.json["text"] == plain.out.rstrip("\n")
+    assert len(done.json["tokens"]) == len(done.json["logprobs"]) == 5
+    assert [len(row) for row in done.json["top"]] == [2] * 5
+    assert done.json["finish"] == "length"
+    assert done.json["token_ms"] > 0
+
+
+def test_the_prompt_may_come_from_a_file_or_from_standard_input(run, words, tmp_path, monkeypatch):
+    (tmp_path / "prompt.txt").write_text("ABC", encoding="utf-8")
+    wanted = run("generate", *words, "--prompt", "ABC").out
+
+    from_file = run("generate", *words, "--prompt-file", tmp_path / "prompt.txt").out
+    monkeypatch.setattr("sys.stdin", io.StringIO("ABC"))
+    from_stdin = run("generate", *words).out
+
+    assert from_file == from_stdin == wanted
+
+
+def test_a_model_without_a_tokenizer_takes_and_gives_token_ids(run, folder):
+    done = run("generate", folder / "decoder.onnx", *TOKENS, "--tokens", "0,1,2")
+
+    assert done.code == 0
+    assert len(done.out.split()) == 5
+
+
+def test_a_text_for_a_model_without_a_tokenizer_is_refused(run, folder):
+    done = run("generate", folder / "decoder.onnx", *TOKENS, "--prompt", "ABC")
+
+    assert done.code == 2
+    assert "must come with a tokenizer" in done.err
+
+
+def test_a_seed_gives_the_same_text_again(run, words):
+    options = ["--prompt", "ABC", "--temperature", 1.5, "--top-k", 20, "--seed", 4]
+
+    first, second = (run("generate", *words, *options).out for _ in range(2))
+    other = run("generate", *words, *options[:-1], 5).out
+
+    assert first == second != other
+
+
+def test_a_stop_string_ends_the_text(run, words):
+    text = run("generate", *words, "--prompt", "ABC").out.rstrip("\n")
+
+    done = run("generate", *words, "--prompt", "ABC", "--stop", text[2], "--json")
+
+    assert done.json["text"] == text[: text.index(text[2])]
+    assert done.json["finish"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("options", "words_of_error"),
+    [
+        (["--prompt", "A", "--tokens", "1"], "Give one of"),
+        (["--tokens", "1;2"], "ids like"),
+        (["--prompt", "A", "--top-p", "2"], "top_p must be between"),
+        (["--prompt", ""], "1 to"),
+    ],
+)
+def test_misuse_is_refused_in_words(run, words, options, words_of_error):
+    done = run("generate", *words, *options)
+
+    assert done.code == 2
+    assert words_of_error in done.err
