@@ -41,8 +41,8 @@ void linear(const Linear& job) {
     for (int32_t row = 0; row < job.rows; row += together) {
         const int32_t rows = job.rows - row < together ? job.rows - row : together;
         int32_t column = job.first;
-        // One row reads weights as fast as memory gives them, which is fastest in the order in which they lie.
-        for (; rows > 1 && column + 16 < job.last; column += 32) over_panels<2>(job, part, row, rows, column);
+        const int32_t paired = in_order(rows, 8, static_cast<int64_t>(w.n_pad) * w.k_pad) ? 0 : job.last;
+        for (; column + 16 < paired; column += 32) over_panels<2>(job, part, row, rows, column);
         for (; column < job.last; column += 16) over_panels<1>(job, part, row, rows, column);
     }
 }

@@ -144,6 +144,10 @@ INGOT_APART void softmax_pages(const PagedAttention& job, PagedBlock<R>& block) 
     each<R>(INGOT_EACH(r) { block.shares[r] = 1.0f / sum(total[r]); });
 }
 
+// Vectors of columns that go together with R rows.
+template <int R>
+constexpr int columns_at_once = lanes == 16 && R <= 4 ? 4 : wide<R>;
+
 // The weighted sums of D vectors of columns from d on, the last of them perhaps a part.
 template <class Code, int R, int D>
 INGOT_APART void mix_pages(const PagedAttention& job, const PagedBlock<R>& block, int32_t d) {
@@ -192,8 +196,8 @@ INGOT_APART void attend_pages(const PagedAttention& job, int32_t first) {
     score_pages<Code, R>(job, block);
     softmax_pages<Code, R>(job, block);
     int32_t d = 0;
-    for (; d + (wide<R> - 1) * lanes < job.cache.head_dim; d += wide<R> * lanes)
-        mix_pages<Code, R, wide<R>>(job, block, d);
+    constexpr int D = columns_at_once<R>;
+    for (; d + (D - 1) * lanes < job.cache.head_dim; d += D * lanes) mix_pages<Code, R, D>(job, block, d);
     for (; d + lanes < job.cache.head_dim; d += 2 * lanes) mix_pages<Code, R, 2>(job, block, d);
     for (; d < job.cache.head_dim; d += lanes) mix_pages<Code, R, 1>(job, block, d);
 }

@@ -4,8 +4,9 @@
 namespace ingot {
 namespace {
 
-// Each row takes a sum, words that are still being summed, and a total.
-constexpr int rows4_at_once = lanes == 16 ? 8 : 4;
+// Each row takes, of each vector, a sum, words that are still being summed, and a total.
+template <int C>
+constexpr int rows4_at_once = lanes == 16 ? 8 / C : 4;
 
 INGOT_INLINE I begin_products(I) { return zero_int(); }
 INGOT_INLINE I add_products(I words, I u8, I s8) { return add_words(words, dot2_bytes(u8, s8)); }

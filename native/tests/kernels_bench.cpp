@@ -211,7 +211,7 @@ void time_encoder(const ingot::Kernels& set, double budget, double limit) {
     using ingot::Activation;
     const Shape shapes[] = {{64, 384, 1152, Activation::none},  {64, 384, 1536, Activation::none},
                             {64, 384, 1536, Activation::gelu},  {64, 1536, 384, Activation::none},
-                            {64, 384, 384, Activation::none},   {16, 384, 1536, Activation::none},
+                            {64, 384, 384, Activation::none},   {8, 384, 1536, Activation::none}, {4, 384, 1536, Activation::none}, {16, 384, 1536, Activation::none},
                             {16, 384, 1536, Activation::gelu},  {1, 768, 3072, Activation::none},
                             {64, 768, 3072, Activation::none},  {64, 768, 3072, Activation::gelu},
                             {64, 3072, 768, Activation::none},  {1, 768, 50257, Activation::none},
@@ -230,6 +230,7 @@ void time_decoder(const ingot::Kernels& set, double budget, double limit) {
         time_linear4(set, 64, 3072, 768, group, budget, limit);
     }
     time_few_rows(set, 768, 131072, budget);
+    time_few_rows(set, 3072, 32768, budget);
     for (const int32_t bits : {32, 8}) {
         time_pages(set, bits, 1, 1, 512, budget);
         time_pages(set, bits, 1, 4, 512, budget);
