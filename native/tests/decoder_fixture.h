@@ -82,7 +82,9 @@ std::vector<Shape> shapes() {
     Shape shape = gpt2();  // Llama: grouped heads, gated; rotary; root-mean-square norms; the table serves twice
     shape.position = 1, shape.norm = 1, shape.gated = 1, shape.kv_heads = 2, shape.head_dim = 20, shape.tied = 1;
     all.push_back(shape);
-    shape.bits = 4, shape.kv_heads = 1, shape.heads = 6, shape.window = 37, shape.head = {64, 90};
+    shape.bits = 4, shape.eight = "up";
+    all.push_back(shape);
+    shape.eight = "qkv", shape.kv_heads = 1, shape.heads = 6, shape.window = 37, shape.head = {64, 90};
     all.push_back(shape);
     shape = gpt2();
     shape.bits = 4, shape.tied = 1, shape.head_dim = 24, shape.group = 32;

@@ -189,6 +189,7 @@ void bad_steps_are_refused_and_change_nothing() {
     check(decoder.step({{id, Ids(ids.begin() + 40, ids.begin() + 41)}}) ==
               Scores(all.begin() + 40 * 90, all.begin() + 41 * 90),
           "a refused decoder goes on");
+    check(decoder.trim(id, 32) == INGOT_OK && ingot_free_tokens(decoder.handle) == 64, "trimmed pages come back");
     check(decoder.close(id) == INGOT_OK && ingot_free_tokens(decoder.handle) == 96, "all pages come back");
 }
 
@@ -208,6 +209,11 @@ void bad_calls_are_refused() {
     check(decode(ids, {0, 1}, &id, out, 90) == INGOT_BAD_INPUT, "offsets end too early");
     check(decode(ids, {0, INT64_MAX}, &id, out, 90) == INGOT_BAD_INPUT, "a huge offset");
     check(decode(ids, {1, 2}, &id, out, 90) == INGOT_BAD_INPUT, "offsets that begin late");
+    const int64_t twice[] = {0, 2};
+    check(ingot_decode(decoder.handle, ids, 2, twice, &id, -1, 0, out, 90, error, room) == INGOT_BAD_INPUT,
+          "a negative count of sequences");
+    check(ingot_decode(decoder.handle, ids, -1, twice, &id, 1, 0, out, 90, error, room) == INGOT_BAD_INPUT,
+          "a negative count of ids");
     check(decode(nullptr, {0, 2}, &id, out, 90) == INGOT_BAD_CALL, "no ids");
     check(decode(ids, {0, 2}, nullptr, out, 90) == INGOT_BAD_CALL, "no sequences");
     check(decode(ids, {0, 2}, &id, nullptr, 90) == INGOT_BAD_CALL, "no room");

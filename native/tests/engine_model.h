@@ -18,6 +18,7 @@ struct RandomModel {
         int32_t types = 2, normalize = 1, embedding_norm = 1, offset = 0;
         int32_t language = 0, tied = 0;  // the last layer of the head gives scores; it is the token table, too
         int32_t bits = 8, group = 32;    // of the body's matrices and the scores'
+        std::string eight = "none";      // a matrix of every block that has eight bits all the same
         int32_t poison = -1;             // a token that makes its row of the residual stream infinite
         std::vector<int32_t> head;       // widths
     };
@@ -89,7 +90,8 @@ struct RandomModel {
     }
 
     void matrix(const std::string& name, int32_t n, int32_t k) {
-        if (shape.bits == 4 && k % shape.group == 0) return matrix4(name, n, k);
+        const bool is_eight = name.substr(name.rfind('.') + 1) == shape.eight;
+        if (shape.bits == 4 && k % shape.group == 0 && !is_eight) return matrix4(name, n, k);
         const int32_t n_pad = (n + 15) / 16 * 16, k_pad = (k + 63) / 64 * 64;
         std::uniform_int_distribution<int> code(-127, 127);
         int8_t* codes = add<int8_t>(name + ".codes", size_t(n_pad) * size_t(k_pad));
