@@ -23,7 +23,7 @@ COLUMNS = {
     "sets": ["instruction set", "shape", "ms", "best peer with the same cap, ms", "peer / ours"],
     "cases": ["instruction set", "agree", "agree but for a code at a tie", "do not agree"],
     "decode": ["threads", "sequences", "runner", "prefill, tokens/s", "ms/step", "runner / ours"],
-    "scores": ["ours", "peer", "cosine of the scores"],
+    "scores": ["runner", "cosine with the float network's scores", "with ours"],
     "quality": ["network", "form", "Spearman x 100", "lost, points", "MB", "sentences/s"],
 }
 SECTIONS = {
