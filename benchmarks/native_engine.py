@@ -26,7 +26,7 @@ COLUMNS = {
     "layers": ["network", "batch", "part", "threads", "GMAC", "ms", "TOPS", "of the peak"],
     "cases": ["instruction set", "agree", "agree but for a code at a tie", "do not agree"],
     "decode": ["threads", "sequences", "runner", "prefill, tokens/s", "ms/step", "runner / ours"],
-    "scores": ["ours", "peer", "cosine of the scores"],
+    "scores": ["runner", "cosine with the float network's scores", "with ours"],
     "quality": ["network", "form", "Spearman x 100", "lost, points", "MB", "sentences/s"],
 }
 SECTIONS = {

@@ -11,6 +11,7 @@ from ingot.core.errors import DataError, EngineError
 from ingot.data.data import Array
 
 Floats = NDArray[np.float64]
+Places = NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +116,8 @@ class Sampler:
         if sampling.temperature == 0:
             token = int(np.argmax(penalized(given, self._seen, sampling.repetition_penalty)))
         else:
-            chance = probabilities(given, sampling, self._seen)
-            token = pick(chance, float(self._draws.random()))
+            places, chance = candidates(given, sampling, self._seen)
+            token = int(places[pick(chance, float(self._draws.random()))])
         if sampling.repetition_penalty != 1:
             self._seen.add(token)
         if sampling.logprobs is None:
@@ -140,16 +141,35 @@ def probabilities(scores: Array, sampling: Sampling, seen: Set[int] = frozenset(
         >>> probabilities(np.log([0.5, 0.3, 0.2]), Sampling(temperature=1.0, top_k=2)).round(3)
         array([0.625, 0.375, 0.   ])
     """
-    found = penalized(np.asarray(scores, np.float64), seen, sampling.repetition_penalty)
+    places, chance = candidates(np.asarray(scores, np.float64), sampling, seen)
+    dense = np.zeros(len(scores))
+    dense[places] = chance
+    return dense
+
+
+def candidates(scores: Floats, sampling: Sampling, seen: Set[int]) -> tuple[Places, Floats]:
+    """Return the tokens that may be drawn, ascending, and their probabilities.
+
+    A vocabulary has tens of thousands of tokens; after a filter, only those it leaves cost time.
+
+    Args:
+        scores: As in `probabilities`.
+        sampling: As in `probabilities`.
+        seen: As in `probabilities`.
+    """
+    found = penalized(scores, seen, sampling.repetition_penalty)
+    places = np.arange(len(found))
+    if 0 < sampling.top_k < len(found):
+        places = np.sort(_largest(found, sampling.top_k))
+        found = found[places]
     chance: Floats = np.exp((found - found.max()) / sampling.temperature)
     chance /= chance.sum()
-    if 0 < sampling.top_k < len(chance):
-        chance = _only(chance, _largest(chance, sampling.top_k))
     if sampling.top_p < 1:
-        chance = _only(chance, _nucleus(chance, sampling.top_p))
+        places, chance = _only(places, chance, np.sort(_nucleus(chance, sampling.top_p)))
     if sampling.min_p > 0:
-        chance = _only(chance, np.flatnonzero(chance >= sampling.min_p * chance.max()))
-    return chance
+        kept = np.flatnonzero(chance >= sampling.min_p * chance.max())
+        places, chance = _only(places, chance, kept)
+    return places, chance
 
 
 def penalized(scores: Floats, seen: Set[int], penalty: float) -> Floats:
@@ -163,11 +183,12 @@ def penalized(scores: Floats, seen: Set[int], penalty: float) -> Floats:
 
 
 def pick(chance: Floats, uniform: float) -> int:
-    """Return the token at which the cumulative distribution passes `uniform`, 0 to 1."""
+    """Return the place at which the cumulative distribution passes `uniform`, 0 to 1."""
     sums = np.cumsum(chance)
     place = int(np.searchsorted(sums, uniform * sums[-1], side="right"))
-    # Rounding may leave `uniform` at the very end: the last token that can be is meant.
-    return min(place, int(np.flatnonzero(chance)[-1]))
+    if place < len(chance):
+        return place
+    return int(np.flatnonzero(chance)[-1])  # `uniform` was rounded up to the very end
 
 
 def log_softmax(scores: Floats) -> Floats:
@@ -191,7 +212,7 @@ def check_scores(scores: Array) -> None:
         )
 
 
-def _largest(values: Floats, count: int) -> NDArray[np.intp]:
+def _largest(values: Floats, count: int) -> Places:
     """Return the places of the largest values, the largest first, of equal ones the lower place."""
     count = min(count, len(values))
     if count == 0:
@@ -201,7 +222,7 @@ def _largest(values: Floats, count: int) -> NDArray[np.intp]:
     return places[np.argsort(-values[places], kind="stable")][:count]
 
 
-def _nucleus(chance: Floats, top_p: float) -> NDArray[np.intp]:
+def _nucleus(chance: Floats, top_p: float) -> Places:
     """Return the fewest most likely tokens that have at least `top_p` together."""
     # All tokens below this have less than 1 - top_p together: the nucleus needs none of them.
     places = np.flatnonzero(chance >= (1 - top_p) / len(chance))
@@ -210,11 +231,8 @@ def _nucleus(chance: Floats, top_p: float) -> NDArray[np.intp]:
     return order[:count]
 
 
-def _only(chance: Floats, places: NDArray[np.intp]) -> Floats:
-    kept = np.zeros_like(chance)
-    kept[places] = chance[places]
-    kept /= kept.sum()
-    return kept
+def _only(places: Places, chance: Floats, kept: Places) -> tuple[Places, Floats]:
+    return places[kept], chance[kept] / chance[kept].sum()
 
 
 def _at_least(name: str, value: object, least: int) -> None:
