@@ -31,7 +31,7 @@ test: setup native-test
 native-test:
 	@if [ "$$(uname -s)" = Linux ] && command -v cmake > /dev/null && command -v c++ > /dev/null; then \
 	cmake -S native -B native/build -DINGOT_TESTS=ON > /dev/null && cmake --build native/build \
-	&& native/build/kernels_test && native/build/engine_test; \
+	&& native/build/kernels_test && native/build/decoder_kernels_test && native/build/engine_test; \
 	else echo "Not Linux, no cmake or no C++ compiler: the tests of the kernels are left out."; fi
 
 check: setup
