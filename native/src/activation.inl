@@ -37,23 +37,29 @@ INGOT_INLINE F exponential(F x) {
 }
 
 // x Phi(x) = max(x, 0) - a Phi(-a) with a = |x|. The second term is a polynomial in a, best in the sense of the
-// largest error on [0, 5]; beyond 5 it stays at its last value, below 1.5e-6. Absolute error 1.5e-6 everywhere.
+// largest error on [0, 5.6]; beyond, it stays at its last value, below 4e-8. Even and odd powers are summed apart, so
+// that one chain need not wait for the other. Absolute error 2.1e-7, most of it rounding, and half of the last place.
 INGOT_INLINE F gelu(F x) {
-    const F a = minimum(magnitude(x), set(5.0f));
-    const F s = fma(a, set(0.4f), set(-1.0f));
-    F y = set(-9.871004265e-03f);
-    y = fma(y, s, set(1.263872100e-02f));
-    y = fma(y, s, set(3.900765641e-02f));
-    y = fma(y, s, set(-7.562944675e-02f));
-    y = fma(y, s, set(-2.371533542e-02f));
-    y = fma(y, s, set(1.613863995e-01f));
-    y = fma(y, s, set(-1.311937144e-01f));
-    y = fma(y, s, set(-6.489978112e-02f));
-    y = fma(y, s, set(2.326955267e-01f));
-    y = fma(y, s, set(-2.397003974e-01f));
-    y = fma(y, s, set(1.368895046e-01f));
-    y = fma(y, s, set(-4.381819930e-02f));
-    y = fma(y, s, set(6.210111570e-03f));
+    const F a = minimum(magnitude(x), set(5.6f));
+    const F s = fma(a, set(0.357142857f), set(-1.0f));
+    const F u = s * s;
+    F y = set(3.350355895e-03f), z = set(-9.743827395e-03f);
+    y = fma(y, u, set(-6.163962651e-03f));
+    z = fma(z, u, set(4.740095511e-02f));
+    y = fma(y, u, set(-3.045305796e-02f));
+    z = fma(z, u, set(-8.045540750e-02f));
+    y = fma(y, u, set(1.369832754e-01f));
+    z = fma(z, u, set(-7.294304203e-03f));
+    y = fma(y, u, set(-1.892467737e-01f));
+    z = fma(z, u, set(2.183653414e-01f));
+    y = fma(y, u, set(-2.863228135e-02f));
+    z = fma(z, u, set(-1.980371773e-01f));
+    y = fma(y, u, set(2.747290432e-01f));
+    z = fma(z, u, set(-1.980734468e-01f));
+    y = fma(y, u, set(8.687962592e-02f));
+    z = fma(z, u, set(-2.216348611e-02f));
+    y = fma(y, u, set(2.555133775e-03f));
+    y = fma(z, s, y);
     return fnma(y, a, maximum(set(0.0f), x));
 }
 

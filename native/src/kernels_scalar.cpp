@@ -11,7 +11,7 @@ namespace {
 float activate(float x, Activation activation) {
     switch (activation) {
         case Activation::gelu:
-            return 0.5f * x * (1.0f + std::erf(x * 0.70710678f));
+            return 0.5f * x * std::erfc(x * -0.70710678f);
         case Activation::gelu_tanh:
             return 0.5f * x * (1.0f + std::tanh(0.79788456f * (x + 0.044715f * x * x * x)));
         case Activation::relu:

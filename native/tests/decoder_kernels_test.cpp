@@ -34,7 +34,8 @@ void test_quantize_groups(const Kernels& set, const Kernels& reference, Random& 
     const float size = std::ldexp(1.0f, random.between(-140, 120));
     Guarded x(rows, k, random);
     x.fill(random, -size, size);
-    if (rows > 0 && random.between(0, 2) == 0) x.at(0, random.between(0, k - 1)) = random.between(0, 1) ? NAN : INFINITY;
+    const float broken = random.between(0, 1) ? NAN : INFINITY;
+    if (rows > 0 && random.between(0, 2) == 0) x.at(0, random.between(0, k - 1)) = broken;
     if (rows > 1)
         for (int32_t c = 0; c < group; ++c) x.at(1, c) = -0.0f;
     Groups got(rows, k, group), expected(rows, k, group);
@@ -161,7 +162,8 @@ void test_linear4_definition(const Kernels& set, Random& random) {
             most = std::fmax(most, std::fabs(expected - static_cast<double>(got[area(r, n) + area(o, 1)])));
             size = std::fmax(size, std::fabs(expected));
         }
-    check(most < 1e-6 * size, about("linear4, the definition: k, group, n, rows", set, {k, group, n, rows}, most / size));
+    check(most < 1e-6 * size,
+          about("linear4, the definition: k, group, n, rows", set, {k, group, n, rows}, most / size));
 }
 
 // A sequence in a cache. What no token was put into, slots and whole pages, is NaN.

@@ -46,8 +46,9 @@ void beside_a_read(const char* what, const ingot::Kernels& set, int32_t rows, si
         best_read = read < best_read ? read : best_read;
     }
     const double size = static_cast<double>(bytes);
-    std::printf("%-17s %-28s %2d rows %6.1f MB %8.1f us %6.2f GB/s, a plain read %6.2f GB/s: %5.1f %% of it\n", set.name,
-                what, rows, size / 1e6, best * 1e6, size / best / 1e9, size / best_read / 1e9, 100.0 * best_read / best);
+    std::printf("%-17s %-28s %2d rows %6.1f MB %8.1f us %6.2f GB/s, a plain read %6.2f GB/s: %5.1f %% of it\n",
+                set.name, what, rows, size / 1e6, best * 1e6, size / best / 1e9, size / best_read / 1e9,
+                100.0 * best_read / best);
     std::fflush(stdout);
 }
 
@@ -107,7 +108,8 @@ void time_linear4(const ingot::Kernels& set, int32_t rows, int32_t k, int32_t n,
     });
     const double took = best_of(budget, [&] { set.linear4(job); });
     const double tops = 2.0 * rows * k * n / took / 1e12;
-    std::printf("%-17s linear4 %3d x %4d x %5d k:%-3d %9.1f us %6.3f TOPS %5.1f %% of the peak; quantize_groups %6.1f us\n",
+    std::printf("%-17s linear4 %3d x %4d x %5d k:%-3d %9.1f us %6.3f TOPS %5.1f %% of the peak; "
+                "quantize_groups %6.1f us\n",
                 set.name, rows, k, n, group, took * 1e6, tops, limit > 0 ? 100.0 * tops / limit : 0.0, quantize * 1e6);
     std::fflush(stdout);
 }
@@ -125,8 +127,8 @@ void time_few_rows(const ingot::Kernels& set, int32_t k, int32_t n, double budge
         const size_t bytes = Groups::area(packed.weights().n_pad, packed.weights().k_pad);
         for (const int32_t rows : {1, 2, 4, 8})
             beside_a_read("linear", set, rows, bytes, budget, [&] {
-                set.linear({codes.data(), scales.data(), &packed.weights(), rows, 0, n, ingot::Activation::none, nullptr,
-                            0, nullptr, 0, out.data(), n});
+                set.linear({codes.data(), scales.data(), &packed.weights(), rows, 0, n, ingot::Activation::none,
+                            nullptr, 0, nullptr, 0, out.data(), n});
             });
     }
     for (const int32_t group : {32, 128}) {
@@ -135,8 +137,8 @@ void time_few_rows(const ingot::Kernels& set, int32_t k, int32_t n, double budge
         const size_t bytes = Groups::area(packed.weights().n_pad, k / 2 + k / group * 2);
         for (const int32_t rows : {1, 2, 4, 8})
             beside_a_read(group == 32 ? "linear4 k:32" : "linear4 k:128", set, rows, bytes, budget, [&] {
-                set.linear4({groups.rows8(), &packed.weights(), rows, 0, n, ingot::Activation::none, nullptr, 0, nullptr,
-                             0, out.data(), n});
+                set.linear4({groups.rows8(), &packed.weights(), rows, 0, n, ingot::Activation::none, nullptr, 0,
+                             nullptr, 0, out.data(), n});
             });
     }
 }
@@ -211,8 +213,9 @@ void time_encoder(const ingot::Kernels& set, double budget, double limit) {
     using ingot::Activation;
     const Shape shapes[] = {{64, 384, 1152, Activation::none},  {64, 384, 1536, Activation::none},
                             {64, 384, 1536, Activation::gelu},  {64, 1536, 384, Activation::none},
-                            {64, 384, 384, Activation::none},   {8, 384, 1536, Activation::none}, {4, 384, 1536, Activation::none}, {16, 384, 1536, Activation::none},
-                            {16, 384, 1536, Activation::gelu},  {1, 768, 3072, Activation::none},
+                            {64, 384, 384, Activation::none},   {16, 384, 1536, Activation::none},
+                            {16, 384, 1536, Activation::gelu},  {4, 384, 1536, Activation::none},
+                            {8, 384, 1536, Activation::none},   {1, 768, 3072, Activation::none},
                             {64, 768, 3072, Activation::none},  {64, 768, 3072, Activation::gelu},
                             {64, 3072, 768, Activation::none},  {1, 768, 50257, Activation::none},
                             {64, 768, 50257, Activation::none}};  // the last two come from memory, not from a cache

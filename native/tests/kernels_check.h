@@ -70,7 +70,8 @@ inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) 
     return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
 }
 
-inline std::string about(const char* what, const ingot::Kernels& set, std::initializer_list<int> numbers, double error = 0.0) {
+inline std::string about(const char* what, const ingot::Kernels& set, std::initializer_list<int> numbers,
+                         double error = 0.0) {
     std::string text = std::string(set.name) + " " + what;
     for (const int number : numbers) text += " " + std::to_string(number);
     char tail[40];
