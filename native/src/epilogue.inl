@@ -6,11 +6,9 @@ namespace {
 // Rows that stay in the second-level cache all go over a panel of weights before the next panel is read.
 constexpr int32_t cached_bytes = 256 * 1024;
 
-// Up to `few` rows read weights as fast as memory gives them, and it gives them fastest in the order in which they lie:
+// A few rows read weights as fast as memory gives them, and it gives them fastest in the order in which they lie:
 // one panel after the other. Two panels side by side are faster where the second-level cache has them.
-INGOT_INLINE bool in_order(int32_t rows, int32_t few, int64_t bytes) {
-    return rows == 1 || (rows <= few && bytes > (1 << 20));
-}
+INGOT_INLINE bool in_order(int32_t rows, int64_t bytes) { return rows == 1 || (rows <= 8 && bytes > (1 << 20)); }
 
 // Equal blocks, so that none is much smaller than the others: block(row, rows, is the last).
 template <class Block>

@@ -41,7 +41,7 @@ void linear(const Linear& job) {
     for (int32_t row = 0; row < job.rows; row += together) {
         const int32_t rows = job.rows - row < together ? job.rows - row : together;
         int32_t column = job.first;
-        const int32_t paired = in_order(rows, 8, static_cast<int64_t>(w.n_pad) * w.k_pad) ? 0 : job.last;
+        const int32_t paired = in_order(rows, static_cast<int64_t>(w.n_pad) * w.k_pad) ? 0 : job.last;
         for (; column + 16 < paired; column += 32) over_panels<2>(job, part, row, rows, column);
         for (; column < job.last; column += 16) over_panels<1>(job, part, row, rows, column);
     }

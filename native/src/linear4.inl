@@ -120,7 +120,7 @@ void linear4(const Linear4& job) {
         const int32_t rows = job.rows - row < together ? job.rows - row : together;
         int32_t column = job.first;
         if constexpr (lanes == 16)
-            if (!in_order(rows, 4, static_cast<int64_t>(w.n_pad) * w.k / 2))
+            if (!in_order(rows, static_cast<int64_t>(w.n_pad) * w.k / 2))
                 for (; column + 16 < job.last; column += 32) over_panels4<2>(job, row, rows, column);
         for (; column < job.last; column += 16) over_panels4<1>(job, row, rows, column);
     }
