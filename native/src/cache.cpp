@@ -20,8 +20,8 @@ PagedCache::PagedCache(const Spec& spec, int64_t tokens, int32_t bits)
         throw Refusal(INGOT_BAD_SPEC, "cache_bits must be 32 or 8; got " + to_string(bits) + ".");
     }
     if (tokens < 1 || tokens > kMostTokens) {
-        throw Refusal(INGOT_BAD_SPEC,
-                      "cache_tokens must be between 1 and " + to_string(kMostTokens) + "; got " + to_string(tokens) + ".");
+        throw Refusal(INGOT_BAD_SPEC, "cache_tokens must be between 1 and " + to_string(kMostTokens) + "; got " +
+                                          to_string(tokens) + ".");
     }
     page_bytes_ = page_bytes(form_);
     pages_ = size_t(spec.layers) * size_t(spec.kv_heads);

@@ -35,7 +35,8 @@ class PagedCache {
     void grow(Sequence& sequence, int64_t length);
 
     uint8_t* page(int32_t block, int32_t layer, int32_t kv_head) const {
-        return bytes_.get() + (size_t(block) * pages_ + size_t(layer) * size_t(kv_heads_) + size_t(kv_head)) * page_bytes_;
+        const size_t place = size_t(layer) * size_t(kv_heads_) + size_t(kv_head);
+        return bytes_.get() + (size_t(block) * pages_ + place) * page_bytes_;
     }
 
   private:

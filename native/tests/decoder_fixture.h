@@ -13,7 +13,8 @@ using Scores = std::vector<float>;
 using Work = std::vector<std::pair<int64_t, Ids>>;
 
 struct Decoder {
-    Decoder(const RandomModel& model, int threads, const char* isa = nullptr, int32_t bits = 32, int64_t tokens = 1024) {
+    Decoder(const RandomModel& model, int threads, const char* isa = nullptr, int32_t bits = 32,
+            int64_t tokens = 1024) {
         const ingot_config config = model.config(threads, isa);
         code = ingot_decoder_create(&config, tokens, bits, &handle, error, sizeof error);
     }

@@ -102,8 +102,8 @@ struct Life {
 };
 
 // Part of a step: what a sequence gains, and the scores that must come of it.
-void live_on(const Life& life, size_t count, const std::vector<Ids>& texts, const std::vector<Scores>& wants, Work& work,
-             Scores& want) {
+void live_on(const Life& life, size_t count, const std::vector<Ids>& texts, const std::vector<Scores>& wants,
+             Work& work, Scores& want) {
     const auto from = texts[life.text].begin() + int64_t(life.length);
     work.push_back({life.id, Ids(from, from + int64_t(count))});
     const size_t vocab = wants[life.text].size() / texts[life.text].size();
