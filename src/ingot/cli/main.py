@@ -21,6 +21,7 @@ VERBS = (
     "rollback",
     "compile",
     "serve",
+    "batch",
     "predict",
     "ledger",
     "doctor",
