@@ -156,7 +156,9 @@ class Feeder:
     def __init__(
         self, signature: Signature, reading: Reading, roles: Roles, root: Path, *, truncate: bool
     ) -> None:
-        self._signature, self._roles, self._root = signature, roles, root
+        # Rows come in any number; those that a call lacks are added when it is made
+        self._signature = _with_free_rows(signature)
+        self._roles, self._root = roles, root
         self._image = reading.image or ImageSpec()
         self._tokenizer: Any = None
         self._width: int | None = None  # of a model that takes one length only
@@ -230,6 +232,14 @@ class Feeder:
         feeds = {name: _to_width(array[fits], width) for name, array in arrays.items()}
         kept = [rows[i] for i in np.flatnonzero(fits)]
         return [Group(kept, feeds_for(self._signature, feeds))], refused
+
+
+def _with_free_rows(signature: Signature) -> Signature:
+    inputs = (
+        replace(spec, shape=("rows", *spec.shape[1:])) if spec.shape else spec
+        for spec in signature.inputs
+    )
+    return Signature(tuple(inputs), signature.outputs)
 
 
 def _no_text(record: Record, columns: Sequence[str]) -> str:

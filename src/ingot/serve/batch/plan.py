@@ -138,7 +138,6 @@ def _facts(batch: Batch, work: Work, found: Scan) -> dict[str, Json]:
         "part_rows": batch.part_rows,
         "batch_rows": work.batch_rows,
     }
-    files: Json = [list(file) for file in found.files[:100]]
     facts: dict[str, Json] = {
         "version": named,
         "model": batch.model.digest,
@@ -147,7 +146,6 @@ def _facts(batch: Batch, work: Work, found: Scan) -> dict[str, Json]:
             "digest": found.digest,
             "bytes": found.size_bytes,
             "files": len(found.files),
-            "first_files": files,
         },
         "settings": settings | _reading_facts(batch, work.roles),
         "software": libraries | {engine.name: engine.available().version},

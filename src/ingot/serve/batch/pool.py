@@ -34,13 +34,15 @@ Opener = Callable[[Work], Answers]
 
 
 def answer_here(parts: Iterator[Part], work: Work, opener: Opener = Worker) -> Iterator[Done]:
-    """Answer parts in this process, one after another."""
-    worker = opener(work)
+    """Answer parts in this process, one after another; without a part nothing is opened."""
+    worker: Answers | None = None
     try:
         for part in parts:
+            worker = worker or opener(work)
             yield worker.answer(part)
     finally:
-        worker.close()
+        if worker is not None:
+            worker.close()
 
 
 def answer_in_processes(

@@ -23,6 +23,7 @@ from ingot.serve.batch.work import SHOWN, Done, Part
 PART_BYTES = 32 * 1024 * 1024  # of a part's rows, about: wide rows make shorter parts
 _CELL_BYTES = 8  # of a number
 _STARTED = "started"
+FILES_NAMED = 100  # in a manifest; the digest of the input covers all of them
 
 
 @dataclass(slots=True)
@@ -224,6 +225,7 @@ def _finish(
     _join_errors(plan, tally)
     begun = Journal(places.work).read(_STARTED) or {}
     manifest: dict[str, Json] = plan.facts | {
+        "first_files": dict(plan.scan.files[:FILES_NAMED]),
         "rows": tally.rows,
         "answered": tally.rows - tally.errors,
         "errors": tally.errors,
