@@ -85,10 +85,12 @@ def test_lines_that_are_no_rows_are_refused_and_the_rest_answered(double, tmp_pa
     source = tmp_path / "in.jsonl"
     good = b'{"x": [1, 2, 3]}\n'
     source.write_bytes(b"\xef\xbb\xbf" + good + b"{broken\n[1]\n\n\xff\n" + good)
+    with source.open("ab") as stream:
+        stream.write(b"[" * 100_000 + b"\n" + b'{"x": ' + b"9" * 5000 + b"}\n")
     rows, refused = answer(double, source)
 
     assert [row["row"] for row in rows] == [0, 4]
-    assert ["JSON" in refused[i] for i in (1, 2, 3)] == [True, True, True]
+    assert ["JSON" in refused[i] for i in (1, 2, 3, 5, 6)] == [True] * 5
 
 
 def test_lines_of_a_csv_with_other_fields_or_bytes_are_refused(encoder, tmp_path):

@@ -15,7 +15,7 @@ import batch_cases as cases
 import numpy as np
 import pytest
 
-from ingot.core.errors import DataError, IngotError, ServeError
+from ingot.core.errors import DataError, EngineError, IngotError, ServeError
 from ingot.data.reading import Reading
 from ingot.registry.version import Version
 from ingot.runtime.engine import EngineConfig
@@ -248,6 +248,31 @@ def test_a_folder_with_other_files_is_not_written_into(encoder, source, tmp_path
         run_batch(cases.small(encoder, source, tmp_path / "out"), fresh=True)
 
     assert (tmp_path / "out" / "part-000000.parquet").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["out.csv.manifest.json", "out.csv.parts"])
+def test_what_lies_where_a_batch_keeps_its_own_is_not_touched(encoder, source, tmp_path, name):
+    (tmp_path / "out.csv").write_text("mine")
+    if name.endswith("json"):
+        (tmp_path / name).write_text('{"mine": true}')
+    else:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").touch()
+        (tmp_path / "out.csv").unlink()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DataError, match="must be (the manifest of a batch|new)"):
+        run_batch(cases.small(encoder, source, tmp_path / "out.csv"), fresh=True)
+
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_settings_may_change_while_nothing_is_finished(encoder, source, tmp_path):
+    batch = cases.small(encoder, source, tmp_path / "out.csv", reading=Reading(max_length=64))
+    bf16 = Version("w", 1, "m", "e", EngineConfig(precision="bf16"), "2026-01-01T00:00:00Z", 0)
+    with pytest.raises(EngineError):
+        run_batch(replace(batch, version=bf16))
+
+    assert run_batch(batch).answered == 90
 
 
 def test_the_output_cannot_lie_in_the_input(encoder, source, tmp_path):

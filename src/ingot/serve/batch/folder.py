@@ -19,6 +19,7 @@ from ingot.serve.batch.work import Done
 
 _FACTS = "batch"
 _LOCK = "lock"
+_OURS = ("model", "input", "settings", "output")  # in every manifest: what has them is a batch's
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +57,37 @@ class Places:
         """Return the manifest of a finished batch, or None.
 
         Raises:
-            DataError: It is not JSON.
+            DataError: It is none of ours.
         """
         return _read_json(self.manifest) if self.manifest.is_file() else None
 
     def read_facts(self) -> Mapping[str, Json] | None:
         """Return what an unfinished batch was begun with, or None."""
         return Journal(self.work).read(_FACTS)
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether an earlier run has finished any part."""
+        return any(self.work.glob("part-*.json"))
+
+    def check_free(self) -> None:
+        """Refuse to write where something is that no batch has written.
+
+        Raises:
+            DataError: Something is there.
+        """
+        if self.read_manifest() is not None or self.read_facts() is not None:
+            return
+        there = [path for path in self.work.glob("*") if path.name != _LOCK]
+        if self.parts != self.target:
+            there += [self.target] if self.target.exists() else []
+        else:
+            there += [path for path in self.target.glob("*") if path != self.work]
+        if there:
+            raise DataError(
+                f"The output {self.target.name!r} must be new, or that of an earlier batch; "
+                f"something else is there: {there[0].name!r}. Move it away, or choose another name."
+            )
 
     def begin(self, facts: dict[str, Json]) -> None:
         """Write down what a batch is, before its first part."""
@@ -167,9 +192,11 @@ def changes(before: Mapping[str, Json], now: Mapping[str, Json], *, at: str = ""
 def _read_json(path: Path) -> Mapping[str, Json]:
     try:
         found: Mapping[str, Json] = json.loads(path.read_bytes())
+        if not set(_OURS) <= set(found):
+            raise ValueError(f"it lacks {', '.join(_OURS)}")
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path.name!r} must be the manifest of a batch; it cannot be read: {error}. "
+            f"{path.name!r} must be the manifest of a batch; it is not: {error}. "
             "Move it and its output away."
         ) from error
     return found

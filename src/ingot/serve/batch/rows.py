@@ -230,7 +230,7 @@ def _json_lines(path: Path) -> Iterator[Record]:
                 continue
             try:
                 values = json.loads(line.decode("utf-8-sig"))
-            except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or too deep
                 yield None, f"the line must be JSON in UTF-8; {error}"
                 continue
             if isinstance(values, dict):

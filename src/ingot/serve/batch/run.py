@@ -75,11 +75,12 @@ def run_batch(
     found = None if fresh else _check_earlier(plan)
     if found is not None:
         return _summary(plan, found, resumed=int(found["parts"]), seconds=clock() - started)
+    plan.places.check_free()
     with plan.places.locked():
         if fresh:
             plan.places.forget()
-        _check_free(plan.places)
-        if plan.places.read_facts() is None:
+            plan.places.check_free()  # a folder may hold more than the batch that was forgotten
+        if not plan.places.has_parts:
             Journal(plan.places.work).write(_STARTED, {"time": _text(now())})
             plan.places.begin(plan.facts)
         plan.places.clean()
@@ -121,7 +122,7 @@ def _weigh(value: Any) -> int:
 def _check_earlier(plan: Plan) -> Mapping[str, Any] | None:
     """Return the manifest if the batch is finished already; refuse what is of another batch."""
     manifest = plan.places.read_manifest()
-    before = manifest or plan.places.read_facts()
+    before = manifest or (plan.places.read_facts() if plan.places.has_parts else None)
     if before is None:
         return None
     differs = changes({k: v for k, v in before.items() if k in plan.facts}, plan.facts)
@@ -136,21 +137,6 @@ def _check_earlier(plan: Plan) -> Mapping[str, Any] | None:
             "Put it back, or use --fresh to begin again."
         )
     return manifest
-
-
-def _check_free(places: Places) -> None:
-    """Refuse to write over what no batch has written."""
-    if places.read_facts() is not None:
-        return
-    is_folder = places.parts == places.target
-    strange = places.target.exists() and (
-        not is_folder or any(path != places.work for path in places.target.iterdir())
-    )
-    if strange:
-        raise DataError(
-            f"The output {places.target.name!r} must be new, or that of an earlier batch; "
-            "something else is there. Move it away, or choose another name."
-        )
 
 
 def _answer(plan: Plan, progress: Progress) -> _Tally:
