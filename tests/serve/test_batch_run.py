@@ -148,10 +148,13 @@ def test_a_batch_killed_before_its_manifest_gives_the_same_bytes(
         with pytest.raises(KeyboardInterrupt):
             run_batch(batch)
     before = batch.target.read_bytes()
+    (tmp_path / ".out.parquet.a_b3c4d5").write_text("half of it")
     found = run_batch(batch)
 
     assert (found.resumed, found.parts) == (6, 6)
     assert batch.target.read_bytes() == before
+    names = sorted(path.name for path in tmp_path.iterdir() if "out" in path.name)
+    assert names == ["out.parquet", "out.parquet.manifest.json"]
 
 
 def interrupt(*_):

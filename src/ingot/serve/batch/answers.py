@@ -147,14 +147,15 @@ class Table:
         arrow: Any = need("pyarrow", extra="data", what="Writing Parquet")
         parquet: Any = need("pyarrow.parquet", extra="data", what="Writing Parquet")
         waiting: list[Any] = []
+        size = 0
         with parquet.ParquetWriter(stream, self._schema()) as writer:
             for path in parts:
-                waiting.append(parquet.ParquetFile(path).read())
-                if sum(table.nbytes for table in waiting) >= _ROW_GROUP_BYTES:
+                with parquet.ParquetFile(path) as part:
+                    waiting.append(part.read(use_threads=False))
+                size += waiting[-1].nbytes
+                if size >= _ROW_GROUP_BYTES or path == parts[-1]:
                     writer.write_table(arrow.concat_tables(waiting).combine_chunks())
-                    waiting = []
-            if waiting:
-                writer.write_table(arrow.concat_tables(waiting).combine_chunks())
+                    waiting, size = [], 0
 
 
 def _width(spec: TensorSpec) -> int | None:

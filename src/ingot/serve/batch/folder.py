@@ -122,7 +122,10 @@ class Places:
 
     def clean(self) -> None:
         """Delete half-written files of a run that was killed."""
-        for path in self.parts.glob(".part-*.*.????????"):
+        names = (self.target.name, self.errors.name, self.manifest.name)
+        beside = (path for n in names for path in self.target.parent.glob(f".{n}.????????"))
+        inside = self.errors.parent.glob(f".{self.errors.name}.????????")
+        for path in (*self.parts.glob(".part-*.*.????????"), *beside, *inside):
             path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
