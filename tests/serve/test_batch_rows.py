@@ -1,5 +1,6 @@
 """What becomes of rows: texts, numbers, images, and rows that do not fit."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ingot.core.errors import DataError
 from ingot.data.load import load_data, load_reading
 from ingot.data.pixels import ImageSpec
 from ingot.data.reading import Reading
+from ingot.registry.version import Version
 from ingot.runtime.engine import EngineConfig
 from ingot.runtime.engines import open_session
 from ingot.serve.batch.rows import LINE_LIMIT, columns_of, find_source, rows_of
@@ -229,6 +231,45 @@ def test_answers_that_are_no_numbers_are_null_in_json_and_words_in_csv(tmp_path)
 
     assert [row["y"] for row in rows] == [[None, None], [0.0, 0.0]]
     assert (tmp_path / "out.csv").read_text() == "row,y_0,y_1\n0,nan,-inf\n1,0.0,0.0\n"
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_an_output_per_token_has_the_tokens_of_its_row(tmp_path, form):
+    helper, kind = onnx.helper, onnx.TensorProto.INT64
+    names = ("input_ids", "attention_mask", "y")
+    ids, mask, y = (helper.make_tensor_value_info(n, kind, ["batch", "sequence"]) for n in names)
+    node = helper.make_node("Mul", ["input_ids", "attention_mask"], ["y"])
+    graph = helper.make_graph([node], "tokens", [ids, mask], [y])
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "tokens.onnx")
+    tokenizer = cases.text_model(tmp_path / "model").tokenizer_path
+    model = cases.load_model(tmp_path / "tokens.onnx", tokenizer=tokenizer, root=tmp_path / "store")
+    texts = ["good film", "a b c good bad", "cat"]
+    source, out = cases.write_csv(tmp_path / "in.csv", texts), tmp_path / f"out.{form}"
+    run_batch(cases.small(model, source, out))
+
+    wanted = [[cases.WORDS.index(word) for word in text.split()] for text in texts]
+    assert per_token(out) == wanted
+
+
+def per_token(out: Path) -> list[list[int]]:
+    if out.suffix == ".parquet":
+        return pytest.importorskip("pyarrow.parquet").read_table(out)["y"].to_pylist()
+    if out.suffix == ".csv":
+        with out.open(newline="") as stream:
+            return [json.loads(row["y"]) for row in csv.DictReader(stream)]
+    return [row["y"] for row in cases.read_jsonl(out)]
+
+
+def test_buckets_and_streams_of_a_version_change_no_answer(encoder, tmp_path):
+    texts = cases.sentences(20)
+    source = cases.write_csv(tmp_path / "in.csv", texts)
+    config = EngineConfig(threads=2, buckets=(8, 32), streams=2)
+    version = Version("words", 1, encoder.digest, "e", config, "2026-01-01T00:00:00Z", 0)
+    rows, _ = answer(encoder, source, version=version, threads=2)
+
+    wanted = cases.embeddings_one_by_one(encoder, texts)
+    assert np.allclose([row["embedding"] for row in rows], wanted, atol=1e-5)
 
 
 def write_images(folder: Path, count: int = 5) -> np.ndarray:
