@@ -343,3 +343,57 @@ def test_texts_are_answered_like_load_data_reads_them(encoder, tmp_path):
     found = {text: row["embedding"] for text, row in zip(texts, rows, strict=True)}
     assert all(np.allclose(found[t], wanted[t]["embedding"][0], atol=1e-5) for t in wanted)
     assert json.loads(source.with_name("out.jsonl.manifest.json").read_text())["rows"] == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("in.xlsx", b"", "must be one of .csv, .tsv"),
+        ("in.csv", b"", "must start with a line of different column names"),
+        ("in.csv", b"x,x\n1,2\n", "must start with a line of different column names"),
+        ("in.csv", b'"x" y\n', "got: line 1"),
+        ("in.parquet", b"PAR1 but no table PAR1", "must be a readable parquet file"),
+        ("in.jsonl", b"", "Every input of the model must have its columns: x"),
+        (
+            "in.jsonl",
+            b'{"id": [1], "x": [1, 2, 3]}',
+            "Key 'id' must hold texts or numbers; got list",
+        ),
+    ],
+)
+def test_an_input_that_is_no_table_is_refused_before_anything_runs(
+    double, tmp_path, name, content, match
+):
+    (tmp_path / name).write_bytes(content)
+    keys = ("id",) if b"id" in content else ()
+    with pytest.raises(DataError, match=match):
+        answer(double, tmp_path / name, keys=keys)
+
+
+def test_an_input_that_is_not_there_is_refused(double, tmp_path):
+    with pytest.raises(DataError, match="'.*gone.csv' is not. Check the path"):
+        answer(double, tmp_path / "gone.csv")
+
+
+def test_files_of_a_folder_without_the_column_are_refused_by_name(double, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.csv").write_text("a,b,c\n1,2,3\n")
+    (tmp_path / "in" / "b.csv").write_text("a,b,d\n1,2,3\n")
+    with pytest.raises(DataError, match="Column 'c' must be in 'b.csv'"):
+        answer(double, tmp_path / "in")
+
+
+def test_texts_for_a_model_of_numbers_are_refused(double, tmp_path):
+    source = cases.write_csv(tmp_path / "in.csv", ["good"])
+    with pytest.raises(DataError, match="fed to a model with input_ids"):
+        answer(double, source, reading=Reading(columns={"text": "text"}))
+
+
+def test_a_part_of_bad_texts_only_is_refused_whole(encoder, tmp_path):
+    source = cases.write_jsonl(tmp_path / "in.jsonl", [{"text": ""}, {"text": 5}, {}])
+    rows, refused = answer(encoder, source)
+
+    assert rows == []
+    assert [word in refused[i] for i, word in enumerate(("got none", "int", "NoneType"))] == [
+        True
+    ] * 3

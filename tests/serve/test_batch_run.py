@@ -283,6 +283,24 @@ def test_the_output_cannot_lie_in_the_input(encoder, source, tmp_path):
         run_batch(cases.small(encoder, tmp_path, tmp_path / "out.csv"))
 
 
+def test_the_output_must_be_a_file_or_folder_as_its_name_says(encoder, source, tmp_path):
+    (tmp_path / "out.csv").mkdir()
+    (tmp_path / "out").touch()
+    for name, kind in (("out.csv", "file"), ("out", "folder")):
+        with pytest.raises(DataError, match=f"must be a {kind}"):
+            run_batch(cases.small(encoder, source, tmp_path / name))
+
+
+def test_an_output_that_is_gone_from_its_manifest_is_named(encoder, source, tmp_path):
+    batch = cases.small(encoder, source, tmp_path / "out.csv")
+    run_batch(batch)
+    batch.target.unlink()
+    with pytest.raises(ServeError, match="must be beside its manifest"):
+        run_batch(batch)
+
+    assert run_batch(batch, fresh=True).answered == 90
+
+
 def test_two_batches_cannot_write_one_output(encoder, source, tmp_path):
     batch = cases.small(encoder, source, tmp_path / "out.csv")
     with plan_batch(batch).places.locked(), pytest.raises(ServeError, match="another is at work"):
