@@ -21,6 +21,7 @@ VERBS = (
     "rollback",
     "compile",
     "serve",
+    "batch",
     "predict",
     "generate",
     "ledger",

@@ -1,33 +1,15 @@
 """What the readers of this room give to `load_data` before classes and splits are settled."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 
 from ingot.core.errors import DataError
 from ingot.data.data import Array
 
-if TYPE_CHECKING:
-    from ingot.data.pixels import ImageSpec
-
 WHOLE = ""  # name of the one split of a source that says nothing about splits
 ALIASES = {"train": "training", "val": "validation", "dev": "validation", "calib": "calibration"}
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """How to read one source; `None` and empty mean: guess."""
-
-    task: str | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
-    tokenizer: Path | None = None
-    max_length: int = 128
-    token_types: bool = False
-    image: "ImageSpec | None" = None
-    index: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,9 +8,10 @@ import numpy as np
 
 from ingot.core.errors import DataError
 from ingot.core.names import suggest
-from ingot.data._raw import WHOLE, RawSplit, Reading, split_name
+from ingot.data._raw import WHOLE, RawSplit, split_name
 from ingot.data.data import Array
 from ingot.data.pixels import ImageSpec, to_tensor
+from ingot.data.reading import Reading
 
 TARGETS = ("y", "target", "targets", "label", "labels")
 

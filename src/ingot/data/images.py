@@ -12,9 +12,10 @@ import numpy as np
 from ingot.core.errors import DataError
 from ingot.core.extras import need
 from ingot.core.names import suggest
-from ingot.data._raw import WHOLE, RawSplit, Reading, as_targets, split_name
+from ingot.data._raw import WHOLE, RawSplit, as_targets, split_name
 from ingot.data.data import Array
 from ingot.data.pixels import ImageSpec, to_tensor
+from ingot.data.reading import Reading
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"})
 SPLITS = frozenset(
@@ -114,8 +115,7 @@ def _by_split(
 
 
 def _decode(names: Iterable[str], read: Callable[[str], bytes], spec: ImageSpec) -> Array:
-    pillow: Any = need("PIL.Image", extra="data", what="Reading images")
-    pixels = [_pixels(pillow, name, read(name), spec) for name in names]
+    pixels = [read_pixels(name, read(name), spec) for name in names]
     sizes = {array.shape for array in pixels}
     if len(sizes) > 1:
         raise DataError(
@@ -125,7 +125,19 @@ def _decode(names: Iterable[str], read: Callable[[str], bytes], spec: ImageSpec)
     return to_tensor(np.stack(pixels), spec)
 
 
-def _pixels(pillow: Any, name: str, content: bytes, spec: ImageSpec) -> Array:  # Any: PIL.Image
+def read_pixels(name: str, content: bytes, spec: ImageSpec) -> Array:
+    """Return the pixels of one image file, `(height, width)` or `(height, width, 3)` uint8.
+
+    Args:
+        name: What a message calls it.
+        content: The bytes of the file.
+        spec: Size and channels.
+
+    Raises:
+        DataError: It cannot be read.
+        MissingExtraError: The extra `data` is not installed.
+    """
+    pillow: Any = need("PIL.Image", extra="data", what="Reading images")
     try:
         with pillow.open(io.BytesIO(content)) as image:
             picture = image.convert("L" if spec.channels == 1 else "RGB")

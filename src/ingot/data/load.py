@@ -11,11 +11,12 @@ import numpy as np
 from ingot.core.errors import DataError
 from ingot.core.names import suggest
 from ingot.core.seeds import derive_seed
-from ingot.data._raw import WHOLE, RawSplit, Reading, as_targets, split_name
+from ingot.data._raw import WHOLE, RawSplit, as_targets, split_name
 from ingot.data.arrays import group_arrays, read_npz, stack_examples
 from ingot.data.data import Data, Split, Task
 from ingot.data.images import read_folder, read_zip
 from ingot.data.pixels import ImageSpec
+from ingot.data.reading import Reading
 from ingot.data.splits import make_data, split_data
 from ingot.data.tables import read_table
 
@@ -91,6 +92,27 @@ def load_data(
     return _finish({WHOLE: stack_examples(source)}, settings)
 
 
+def load_reading(
+    path: Path | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    max_length: int | None = None,
+) -> Reading:
+    """Return how a `data.toml` says that rows are read; the files and splits in it are not read.
+
+    Args:
+        path: The `data.toml`; without one everything is guessed.
+        columns: Role -> column; wins over the file.
+        max_length: Longest row in tokens; wins over the file.
+
+    Raises:
+        DataError: It is no TOML file, or holds an unknown key.
+    """
+    settings = {} if path is None else _from_toml(_document(path), path.parent)
+    given = {"columns": columns, "max_length": max_length}
+    return _reading(settings | {key: value for key, value in given.items() if value is not None})
+
+
 def _reading(settings: Mapping[str, Any]) -> Reading:
     return Reading(**{key: settings[key] for key in READING_KEYS if key in settings})
 
@@ -127,13 +149,18 @@ def _from_mapping(source: Mapping[str, object], reading: Reading) -> dict[str, R
     return found
 
 
-def _load_toml(path: Path, given: Mapping[str, Any]) -> Data:
+def _document(path: Path) -> dict[str, Any]:  # Any: values of the settings differ in type
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise DataError(f"{path.name!r} must be a TOML file; got: {error}. Correct it.") from error
-    tables = document.pop("splits", {})
     _check_keys(document, (*TOP_KEYS, "splits"), path.name)
+    return document
+
+
+def _load_toml(path: Path, given: Mapping[str, Any]) -> Data:
+    document = _document(path)
+    tables = document.pop("splits", {})
     if bool(tables) == ("file" in document):
         raise DataError(
             f"{path.name!r} must have either a file or tables [splits.NAME]; got "

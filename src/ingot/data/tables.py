@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ import numpy as np
 from ingot.core.errors import DataError
 from ingot.core.extras import need
 from ingot.core.names import suggest
-from ingot.data._raw import WHOLE, RawSplit, Reading, as_targets
+from ingot.data._raw import WHOLE, RawSplit, as_targets
 from ingot.data.data import Array
+from ingot.data.reading import Reading
 from ingot.data.texts import encode_texts
 
 TARGETS = ("target", "label", "labels", "y")
@@ -108,7 +109,7 @@ def _columns(path: Path) -> Table:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             if suffix in {".jsonl", ".ndjson"}:
                 return _transpose([json.loads(line) for line in stream if line.strip()], path)
-            return _delimited(list(_reader(stream, suffix)), path)
+            return _delimited(list(delimited_rows(stream, suffix)), path)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
         raise DataError(
             f"{path.name!r} must be a readable {suffix} table; got: {error}. "
@@ -116,7 +117,8 @@ def _columns(path: Path) -> Table:
         ) from error
 
 
-def _reader(stream: Any, suffix: str) -> Any:  # Any: csv's reader type is private
+def delimited_rows(stream: Iterable[str], suffix: str) -> Any:  # Any: csv's type is private
+    """Return the reader of a `.csv` or `.tsv`, whose lines are lists of fields."""
     if suffix == ".tsv":
         # Quotes in tab-separated text are part of the text.
         return csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)

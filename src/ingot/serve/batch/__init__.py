@@ -1,0 +1,1 @@
+"""Batch: a released version answers every row of a file or folder, once, however often it stops."""

@@ -1,0 +1,207 @@
+"""Processes that answer parts; one that dies is replaced, and its part is done again."""
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, Protocol
+
+from ingot.core.errors import IngotError, ServeError
+from ingot.serve.batch.work import Done, Part, Work, Worker
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerProcess
+
+TRIES = 3
+log = logging.getLogger(__name__)
+
+
+class Answers(Protocol):
+    """What answers parts: a `Worker`, or a double of a test."""
+
+    def answer(self, part: Part) -> Done:
+        """Answer and write one part."""
+        ...
+
+    def close(self) -> None:
+        """Free what is held."""
+        ...
+
+
+Opener = Callable[[Work], Answers]
+
+
+def answer_here(parts: Iterator[Part], work: Work, opener: Opener = Worker) -> Iterator[Done]:
+    """Answer parts in this process, one after another; without a part nothing is opened."""
+    worker: Answers | None = None
+    try:
+        for part in parts:
+            worker = worker or opener(work)
+            yield worker.answer(part)
+    finally:
+        if worker is not None:
+            worker.close()
+
+
+def answer_in_processes(
+    parts: Iterator[Part], work: Work, processes: int, *, opener: Opener = Worker
+) -> Iterator[Done]:
+    """Answer parts in several processes, in whatever order they finish.
+
+    A part is held in memory until it is done, one per process. After a failure no new part is
+    begun; those under way are finished and given first.
+
+    Args:
+        parts: Taken one at a time, when a process is free.
+        work: What every process opens first.
+        processes: How many.
+        opener: Makes the worker in its process; importable by name.
+
+    Raises:
+        ServeError: Every process that was given some part died.
+        IngotError: What a worker raised.
+    """
+    pool = _Pool(work, opener)
+    try:
+        yield from pool.run(parts, processes)
+    finally:
+        pool.stop()
+
+
+@dataclass(slots=True)
+class _Seat:
+    """One process and the part it is at."""
+
+    process: "ForkServerProcess"
+    pipe: "Connection"
+    part: Part | None = None
+
+
+class _Pool:
+    def __init__(self, work: Work, opener: Opener) -> None:
+        from multiprocessing import get_context
+
+        self._context = get_context("forkserver")
+        self._work, self._opener = work, opener
+        self._seats: list[_Seat] = []
+        self._again: list[Part] = []
+        self._tries: dict[int, int] = {}
+        self._failure: Exception | None = None
+
+    def run(self, parts: Iterator[Part], processes: int) -> Iterator[Done]:
+        while True:
+            while (seat := self._idle(processes)) and (part := self._next(parts)) is not None:
+                self._give(seat if isinstance(seat, _Seat) else self._start(), part)
+            busy = [seat for seat in self._seats if seat.part is not None]
+            if not busy:
+                break
+            ready = wait([seat.pipe for seat in busy])
+            for seat in (seat for seat in busy if seat.pipe in ready):
+                part, seat.part = seat.part, None
+                assert part is not None
+                found = self._take(seat)
+                if isinstance(found, Done):
+                    self._tries.pop(part.index, None)
+                    yield found
+                elif isinstance(found, Exception):
+                    self._failure = self._failure or found
+                elif self._may_try_again(part):
+                    self._again.append(part)
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self) -> None:
+        for seat in self._seats:
+            seat.pipe.close()
+            seat.process.terminate()
+        for seat in self._seats:
+            seat.process.join()
+
+    def _idle(self, processes: int) -> _Seat | bool:
+        """Return an idle process, or whether one more may be started."""
+        found = next((seat for seat in self._seats if seat.part is None), None)
+        return found or len(self._seats) < processes
+
+    def _next(self, parts: Iterator[Part]) -> Part | None:
+        """Return a part to do again, or the next one; after a failure there is none."""
+        if self._failure is not None:
+            return None
+        if self._again:
+            return self._again.pop()
+        try:
+            return next(parts, None)
+        except IngotError as error:  # the input breaks off: what is under way is finished first
+            self._failure = error
+            return None
+
+    def _start(self) -> _Seat:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(
+            target=_serve, args=(theirs, self._work, self._opener), daemon=True
+        )
+        process.start()
+        theirs.close()
+        seat = _Seat(process, ours)
+        self._seats.append(seat)
+        return seat
+
+    def _give(self, seat: _Seat, part: Part) -> None:
+        seat.part = part
+        try:
+            seat.pipe.send(part)
+        except OSError:  # it is dead: its pipe is closed, which `wait` reports like an answer
+            log.debug("process %s is gone before its part", seat.process.pid)
+
+    def _take(self, seat: _Seat) -> object:
+        """Return what a process sends, or None if it died, and is replaced when it is needed."""
+        try:
+            return seat.pipe.recv()
+        except (EOFError, OSError):
+            self._seats.remove(seat)
+            seat.pipe.close()
+            seat.process.join()
+            log.warning("process %s died (%s)", seat.process.pid, seat.process.exitcode)
+            return None
+
+    def _may_try_again(self, part: Part) -> bool:
+        tries = self._tries[part.index] = self._tries.get(part.index, 0) + 1
+        if tries < TRIES:
+            return True
+        first, last = part.rows[0].number, part.rows[-1].number
+        error = ServeError(
+            f"A process must live through its part; {TRIES} died one after another at rows "
+            f"{first} to {last}. Look there for a row that the engine cannot bear, or give fewer "
+            "--processes if memory ran out. Parts that are finished stay."
+        )
+        self._failure = self._failure or error
+        return False
+
+
+def _serve(pipe: "Connection", work: Work, opener: Opener) -> None:
+    """Answer parts until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides what Ctrl-C means
+    # The tokenizer takes every core unless told; the other processes have theirs
+    os.environ.setdefault("RAYON_NUM_THREADS", str(max(1, work.config.threads)))
+    worker: Answers | None = None
+    while True:
+        try:
+            part = pipe.recv()
+        except EOFError:
+            return
+        try:
+            worker = worker or opener(work)
+            found: Done | Exception = worker.answer(part)
+        except IngotError as error:
+            found = error
+        except Exception as error:  # a process edge: the reason must reach the one who asked
+            log.exception("part %s failed", part.index)
+            found = ServeError(
+                f"A part must be answered or say which rows are bad; part {part.index} raised "
+                f"{type(error).__name__}: {error}. Please report this."
+            )
+        try:
+            pipe.send(found)
+        except OSError:  # nobody listens any more
+            return
