@@ -21,6 +21,7 @@ VERBS = (
     "rollback",
     "compile",
     "serve",
+    "jobs",
     "predict",
     "ledger",
     "doctor",

@@ -1,9 +1,11 @@
 """`ingot serve`: answer requests with a released version."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from ingot.cli._async_options import async_options, async_settings
 from ingot.cli._options import json_option
 from ingot.cli._print import print_json, say
 from ingot.core.digest import short
@@ -22,6 +24,7 @@ from ingot.core.digest import short
     "--drain-s", default=10.0, show_default=True, help="Seconds for requests in flight at the end."
 )
 @click.option("--dry-run", is_flag=True, help="Check that it could be served, and stop.")
+@async_options
 @json_option
 def command(
     *,
@@ -32,6 +35,8 @@ def command(
     drain_s: float,
     dry_run: bool,
     as_json: bool,
+    is_async: bool,
+    **async_values: Any,  # the options that only an asynchronous endpoint reads
 ) -> None:
     """Serve a released version over the Open Inference Protocol v2 (REST).
 
@@ -39,6 +44,7 @@ def command(
     Examples:
       ingot serve digits@prod
       ingot serve digits:3 --port 0
+      ingot serve digits@prod --async --max-instances 3
     """
     from ingot.core.files import home
     from ingot.registry.registry import Registry
@@ -60,5 +66,12 @@ def command(
         )
     else:
         say(f"{version.label} (version {short(version.digest)}) on {version.config.label}")
-    if not dry_run:
-        endpoint.run(on_ready=lambda url: say(f"answering at {url}"))
+    if dry_run:
+        return
+    if is_async:
+        from ingot.serve.jobs.server import run_jobs
+
+        settings = async_settings(version.name, async_values)
+        run_jobs(endpoint, settings, on_ready=lambda url: say(f"taking jobs at {url}"))
+        return
+    endpoint.run(on_ready=lambda url: say(f"answering at {url}"))
