@@ -22,7 +22,8 @@ _OPTIONS = (
         "--max-instances", default=5, show_default=True, help="Never more instances. [async]"
     ),
     click.option(
-        "--target-backlog", default=5.0, show_default=True, help="Backlog per instance aimed at. [async]"
+        "--target-backlog", default=5.0, show_default=True,
+        help="Backlog per instance aimed at. [async]",
     ),
     click.option(
         "--out-cooldown-s", default=120.0, show_default=True,
@@ -54,7 +55,8 @@ _OPTIONS = (
     ),
 )  # fmt: skip
 NAMES = (
-    "min_instances", "max_instances", "target_backlog", "out_cooldown_s", "in_cooldown_s", "concurrency",
+    "min_instances", "max_instances", "target_backlog", "out_cooldown_s", "in_cooldown_s",
+    "concurrency",
     "roots", "output", "durability", "notify_networks",
 )  # fmt: skip
 
