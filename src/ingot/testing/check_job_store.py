@@ -254,6 +254,11 @@ def _released(b: Bench) -> None:
     assert job is not None
     assert again.attempt == 2, "a released job must be due at once, under a new fence"
     assert (job.failures, job.lapses) == (0, 0), "giving a job back must not count against it"
+    assert b.store.lapse("b", blame=False) == 1
+    assert b.one("c").job == "j1", "an owner ended on purpose must leave its jobs due at once"
+    job = b.store.get("j1")
+    assert job is not None
+    assert job.lapses == 0, "an owner ended on purpose must not count against its jobs"
 
 
 def _cancelling(b: Bench) -> None:

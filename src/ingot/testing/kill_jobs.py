@@ -22,7 +22,6 @@ from ingot.serve.jobs.store import JobStore, backlog
 _ENDPOINT = "killed"
 _LEASE_S = 1.0
 _PUT_AT_ONCE = 10
-_GIVE_UP_S = 300.0
 _SHARE = 0.9  # of the jobs are done when the last kill falls
 
 
@@ -58,6 +57,7 @@ def kill_jobs(
     workers: int = 2,
     work_s: float = 0.005,
     seed: int = 0,
+    patience_s: float = 300.0,
 ) -> Tally:
     """Put jobs, run them and kill whoever does, the control process included; then count.
 
@@ -75,12 +75,17 @@ def kill_jobs(
         workers: How many workers.
         work_s: Seconds that each job takes.
         seed: Who is killed and when.
+        patience_s: Longest wait after a kill for the jobs to go on.
 
     Raises:
-        AssertionError: The jobs did not go on within five minutes after a kill.
+        AssertionError: The jobs did not go on after a kill.
     """
     began = time.monotonic()
-    control = _Control(open_store, folder, jobs=jobs, workers=workers, work_s=work_s)
+    control = _Control(
+        partial(_control, open_store, folder, jobs=jobs, workers=workers, work_s=work_s),
+        folder,
+        patience_s=patience_s,
+    )
     rng = np.random.default_rng(seed)
     killed: Counter[str] = Counter()
     store = open_store()
@@ -106,10 +111,8 @@ def kill_jobs(
 class _Control:
     """The control process as the test sees it: started again whenever it is dead."""
 
-    def __init__(self, open_store: Callable[[], JobStore], folder: Path, **settings: Any) -> None:
-        # Any: forwarded to _control as they are
-        self._run = partial(_control, open_store, folder, **settings)
-        self._folder = folder
+    def __init__(self, run: "partial[None]", folder: Path, *, patience_s: float) -> None:
+        self._run, self._folder, self._patience_s = run, folder, patience_s
         self._context = _context()
         self._process: BaseProcess | None = None
         self._link: Connection | None = None
@@ -125,7 +128,7 @@ class _Control:
 
     def wait_until(self, is_so: Callable[[], bool]) -> None:
         """Keep it running until something is so."""
-        give_up = time.monotonic() + _GIVE_UP_S
+        give_up = time.monotonic() + self._patience_s
         while not is_so():
             self.keep()
             assert time.monotonic() < give_up, "the jobs must go on after a kill; they do not"

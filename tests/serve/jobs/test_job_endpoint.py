@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from job_words import JOBS, request_of, wait_for
 
 from ingot.core.errors import ServeError
 from ingot.observe.log import ObservationLog
-from ingot.serve.jobs.job import JobState
+from ingot.serve.jobs.job import JobState, NewJob
 from ingot.serve.jobs.server import serve_jobs_in_thread, sweep
 
 
@@ -132,8 +133,6 @@ def test_lines_are_answered_one_by_one_and_a_bad_line_costs_only_itself(web, inp
 def test_what_was_queued_before_a_stop_is_answered_after_the_next_start(endpoint, settings):
     never = replace(settings, policy=replace(settings.policy, max_instances=1), concurrency=1)
     with serve_jobs_in_thread(endpoint, never) as first:
-        from ingot.testing.check_job_store import NewJob
-
         body = json.dumps(request_of(SLEEP, 1.0)).encode()
         first.desk.store.put(
             [NewJob(f"j{i}", "doubler", f"{never.output}/j{i}", body) for i in range(3)]
@@ -154,6 +153,41 @@ def test_every_end_leaves_an_observation(serving, web, end_of, endpoint):
         seen = {(o.request_id, o.status) for o in log.read()}
 
     assert seen == {(good, 200), (bad, 500)}
+
+
+def test_a_folder_has_one_server(serving, endpoint, settings):
+    with pytest.raises(ServeError, match="has one that runs"):
+        serve_jobs_in_thread(endpoint, settings)
+
+
+def test_a_second_job_does_not_wait_for_the_first_in_the_same_instance(web, end_of):
+    first = submit(web, SLEEP, 1.0)["job"]
+    wait_for(lambda: web.get(f"{JOBS}/{first}").json()["state"] == "running")
+    second = submit(web, 1.0, 1.0)["job"]
+
+    assert end_of(second)["ended"] < end_of(first)["ended"]
+
+
+def test_a_stop_that_ends_a_long_job_does_not_count_against_it(endpoint, settings):
+    hasty = replace(endpoint, drain_s=0.0)
+    with serve_jobs_in_thread(hasty, settings) as running:
+        body = json.dumps(request_of(HANG, 1.0)).encode()
+        running.desk.store.put([NewJob("long", "doubler", f"{settings.output}/long", body)])
+        wait_for(lambda: running.desk.store.get("long").state is JobState.RUNNING)
+
+    with closing(settings.open_store(is_first=True)) as store:
+        found = store.get("long")
+
+    assert (found.state, found.lapses, found.failures) == (JobState.QUEUED, 0, 0)
+
+
+def test_a_group_that_is_terminated_finishes_what_it_holds(serving, web, end_of):
+    job = submit(web, SLEEP, 1.0)["job"]
+    wait_for(lambda: web.get(f"{JOBS}/{job}").json()["state"] == "running")
+    for pid in serving.supervisor.pids:
+        os.kill(pid, signal.SIGTERM)
+
+    assert (end_of(job)["state"], end_of(job)["attempt"]) == ("succeeded", 1)
 
 
 def test_a_model_that_does_not_open_is_no_endpoint_and_says_why(endpoint, settings):

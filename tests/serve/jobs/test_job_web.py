@@ -50,10 +50,12 @@ def test_one_idempotency_key_is_one_job(web):
         (request_of(1.0, 2.0) | {"notify": "ftp://x"}, "http(s) URL"),
         ({"input_uri": "http://169.254.169.254/latest"}, "must be a local path or one of"),
         ({"input_uri": "relative.json"}, "absolute path"),
+        ({"input_uri": "/a\x07b"}, "printable"),
+        (request_of(1.0, 2.0) | {"id": "a\x07b"}, "printable"),
     ],
 )
 def test_a_wrong_request_is_400_before_anything_is_kept(web, body, complaint):
-    assert complaint in refused(web.post(JOBS, json=body), 400)
+    assert complaint in refused(web.post(JOBS, content=json.dumps(body)), 400)
     assert web.get(JOBS).json()["jobs"] == []
 
 

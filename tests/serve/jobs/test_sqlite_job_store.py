@@ -159,3 +159,22 @@ def with_jobs(path, n):
     store = SqliteJobStore(path)
     store.put([new_job(f"j{i}") for i in range(n)])
     store.close()
+
+
+class Forgetful(SqliteJobStore):
+    """A driver that drops what a dead owner held."""
+
+    def lapse(self, owner, *, blame=True):
+        self._db.execute("DELETE FROM jobs WHERE owner = ? AND state = 'running'", (owner,))
+        return 0
+
+    def put(self, jobs):
+        return super().put(jobs) if self.counts("killed")[JobState.SUCCEEDED] < 5 else jobs
+
+
+def test_the_kill_test_finds_a_driver_that_loses_jobs(tmp_path, path):
+    SqliteJobStore(path).close()
+    open_store = partial(Forgetful, path, is_first=False)
+
+    with pytest.raises(AssertionError, match="must go on"):
+        kill_jobs(open_store, tmp_path, jobs=30, kills=6, work_s=0.02, patience_s=3.0)

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 READY, IDLE, WORK, STOP, FAILED = "ready", "idle", "work", "stop", "failed: "
 _POLL_S = 0.25  # how soon a job put by another program is seen without being told
-_GRACE_S = 2.0  # what an engine call gets beyond its job's time before its process is ended
+_GRACE_S = 1.0  # what an engine call gets beyond its job's time before its process is ended
 _HUNG_EXIT = 70
 
 
@@ -58,8 +58,8 @@ def run_instance(endpoint: Endpoint, settings: AsyncSettings, owner: str, link: 
         settings: How.
         owner: Name of this process in the store, never used by another.
         link: To the supervisor, which sends `WORK` and `STOP`; it gets `READY` after a real
-            inference, `IDLE` when there is nothing to do, and `FAILED` with the reason if the
-            model does not open.
+            inference, `IDLE` when it could do more than there is, and `FAILED` with the reason if
+            the model does not open.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the supervisor
     with contextlib.ExitStack() as stack:
@@ -74,6 +74,8 @@ def run_instance(endpoint: Endpoint, settings: AsyncSettings, owner: str, link: 
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
         loop = _Loop(Worker(endpoint, session, settings), store, pool, owner=owner, link=link)
         stack.callback(loop.close)
+        # who stops a whole group of processes wants each to finish what it holds
+        signal.signal(signal.SIGTERM, lambda _number, _frame: loop.stop())
         loop.tell(READY)
         loop.run()
 
@@ -112,6 +114,10 @@ class _Loop:
             self._wait()
             self._beat()
 
+    def stop(self) -> None:
+        """Take nothing more, and end when nothing is in hand."""
+        self._inbox.put(STOP)
+
     def close(self) -> None:
         """Write what was observed."""
         if self._observations is not None:
@@ -132,7 +138,7 @@ class _Loop:
 
     def _claim(self) -> None:
         free = self._settings.concurrency - len(self._runs)
-        if self._is_stopping or not free:
+        if self._is_stopping or not free or any(r.lease.is_suspect for r in self._runs.values()):
             return
         try:
             leases = self._store.claim(
@@ -146,9 +152,9 @@ class _Loop:
             run = _Run(lease, threading.Event(), time.monotonic() + lease.timeout_s)
             self._runs[lease.job] = run
             self._pool.submit(self._attempt, run)
-        if not self._runs and not self._is_idle:
+        if len(leases) < free and not self._is_idle:
+            self._is_idle = True
             self.tell(IDLE)
-        self._is_idle = not self._runs
 
     def _wait(self) -> None:
         pause = (
@@ -176,7 +182,11 @@ class _Loop:
             return
         self._next_beat = now + self._settings.lease_s / 3
         leases = [run.lease for run in self._runs.values()]
-        kept = self._store.heartbeat(leases, lease_s=self._settings.lease_s)
+        try:
+            kept = self._store.heartbeat(leases, lease_s=self._settings.lease_s)
+        except StoreError as error:  # a full disk, say: the leases may outlast it
+            log.error("leases could not be extended: %s", error)
+            return
         for run in self._runs.values():
             if run.lease.job not in kept or now > run.until:
                 run.stop.set()

@@ -217,10 +217,10 @@ def _rename(part: Path, final: Path) -> None:
 
 def _split(uri: str) -> tuple[str, str]:
     """Return scheme and path; a path alone is a file."""
-    if "\0" in uri or "::" in uri or len(uri) > 4096:
+    if not uri.isprintable() or "::" in uri or len(uri) > 4096:
         raise RequestError(
-            f"A place must be a path or URI of at most 4,096 characters without '::'; got "
-            f"{uri[:80]!r}. Name one file."
+            "A place must be a path or URI of at most 4,096 printable characters without '::'; "
+            f"got {uri[:80]!r}. Name one file."
         )
     if "://" not in uri:
         scheme, path = "file", uri

@@ -1,9 +1,10 @@
 """Start, run and stop an asynchronous endpoint: its web server, supervisor and notifier."""
 
+import fcntl
 import logging
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ from ingot.core.errors import ServeError
 from ingot.core.extras import need
 from ingot.serve.endpoint import Endpoint
 from ingot.serve.jobs.decisions import DecisionLog
+from ingot.serve.jobs.disks import need_local_disk
 from ingot.serve.jobs.job import MAX_TIMEOUT_S
 from ingot.serve.jobs.notify import Notifier, read_key
 from ingot.serve.jobs.places import remove_parts, remove_result
@@ -143,6 +145,8 @@ def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> Running
 
     with ExitStack() as stack:
         listener = stack.enter_context(_bind(endpoint.host, endpoint.port))
+        need_local_disk(settings.folder)
+        stack.enter_context(_sole_owner(settings.folder))
         store = stack.enter_context(closing(settings.open_store(is_first=True)))
         decisions = stack.enter_context(closing(DecisionLog(settings.folder / "scaling.sqlite")))
         supervisor = Supervisor(endpoint, settings, store, decisions)
@@ -164,6 +168,21 @@ def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> Running
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         return RunningJobs(url, desk, supervisor, server, thread, stack.pop_all())
     raise AssertionError("unreachable: an ExitStack that is popped swallows nothing")
+
+
+@contextmanager
+def _sole_owner(folder: Path) -> Iterator[None]:
+    """Hold a folder against a second server; the lock goes with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "server.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ServeError(
+                f"A folder of jobs must have one server; {folder} has one that runs. "
+                "Stop it, or serve another name."
+            ) from error
+        yield
 
 
 def run_jobs(

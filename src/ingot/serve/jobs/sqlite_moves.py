@@ -62,9 +62,16 @@ class Moves:
         """Take back the jobs whose leases ran out; return how many."""
         return self._lapse("endpoint = ? AND due <= ?", (endpoint, self._clock.steady()))
 
-    def lapse_owner(self, owner: str) -> int:
+    def lapse_owner(self, owner: str, *, blame: bool) -> int:
         """Take back the jobs of a dead owner; return how many."""
-        return self._lapse("owner = ?", (owner,))
+        if blame:
+            return self._lapse("owner = ?", (owner,))
+        rows = self._db.execute(
+            "SELECT seq FROM jobs WHERE state = 'running' AND owner = ?", (owner,)
+        ).fetchall()
+        for (seq,) in rows:
+            self.requeue(seq, 0.0)
+        return len(rows)
 
     def _lapse(self, where: str, values: tuple[object, ...]) -> int:
         rows = self._db.execute(

@@ -219,10 +219,10 @@ class SqliteJobStore:
                 self._moves.requeue(row[0], 0.0)
         return len(rows)
 
-    def lapse(self, owner: str) -> int:
+    def lapse(self, owner: str, *, blame: bool = True) -> int:
         """Say that an owner is dead; see `JobStore.lapse`."""
         with self._write():
-            return self._moves.lapse_owner(owner)
+            return self._moves.lapse_owner(owner, blame=blame)
 
     def cancel(self, job: str) -> Job | None:
         """End a job; see `JobStore.cancel`."""

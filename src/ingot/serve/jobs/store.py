@@ -102,8 +102,13 @@ class JobStore(Protocol):
         """Give jobs back untouched, e.g. at the end of a process; return how many went back."""
         ...
 
-    def lapse(self, owner: str) -> int:
+    def lapse(self, owner: str, *, blame: bool = True) -> int:
         """Say that an owner is dead, so that its jobs need not wait for their leases to run out.
+
+        Args:
+            owner: Who.
+            blame: Whether its jobs may have been the cause; False for one that was ended on
+                purpose, and they are due again at once.
 
         Returns:
             How many jobs it held.

@@ -1,6 +1,7 @@
 """The supervisor: applies the scaling policy to instances, and buries those that die."""
 
 import logging
+import math
 import multiprocessing
 import os
 import threading
@@ -23,7 +24,8 @@ log = logging.getLogger(__name__)
 
 _PERIOD_S = 1.0
 _LOOK_S = 0.05  # at zero instances, how soon a job put by another program is seen
-_START_S = 300.0
+_LOOK_AGAIN_S = 0.01
+_START_S = 300.0  # an instance that is not ready by then is ended
 _LONGEST_BACK_OFF_S = 30.0
 _FAILED_STARTS = 3  # after so many in a row the endpoint says that it is not ready
 
@@ -33,8 +35,9 @@ class _Instance:
     owner: str
     process: BaseProcess
     link: Connection
+    started: float
     is_ready: bool = False
-    is_idle: bool = False
+    is_idle: bool = False  # has told that it could do more than there is
 
 
 class Supervisor:
@@ -68,7 +71,7 @@ class Supervisor:
         self._failed_starts, self._start_after = 0, 0.0
         self._was_ready = False
         self._failure = ""
-        self._tick = 0.0
+        self._tick, self._look_again = 0.0, math.inf
         self._context: Any = multiprocessing.get_context("forkserver")  # its Process is its own
         self._context.set_forkserver_preload(preload_names(endpoint, settings))
         self._ear, self._mouth = multiprocessing.Pipe(duplex=False)
@@ -145,7 +148,7 @@ class Supervisor:
         return not self._active and bool(self._backlog()) and self._clock() >= self._start_after
 
     def _listen(self) -> None:
-        pause = max(0.0, self._tick - self._clock())
+        pause = max(0.0, min(self._tick, self._look_again) - self._clock())
         known = {i.link: i for i in (*self._active, *self._leaving)}
         sentinels = [i.process.sentinel for i in known.values()]
         heard = wait(
@@ -158,6 +161,12 @@ class Supervisor:
         for link in heard:
             if isinstance(link, Connection) and link in known:
                 self._hear(known[link])
+        if self._clock() >= self._look_again:
+            # a job may have come between the instance's look and its word that there is none; not
+            # at once, for a job that is due and that it may not take would keep both talking
+            self._look_again = math.inf
+            if self._store.next_due_s(self._name) == 0.0:
+                self._hint()
 
     def _hear(self, instance: _Instance) -> str:
         try:
@@ -169,8 +178,7 @@ class Supervisor:
             self._failed_starts = 0
         elif message == IDLE:
             instance.is_idle = True
-            if self._store.next_due_s(self._name) == 0.0:
-                self._hint()
+            self._look_again = self._clock() + _LOOK_AGAIN_S
         else:
             self._failure = message
             log.error("%s: an instance cannot start: %s", self._name, message)
@@ -215,9 +223,12 @@ class Supervisor:
             process.start()
         finally:
             theirs.close()
-        self._active.append(_Instance(owner, process, ours))
+        self._active.append(_Instance(owner, process, ours, self._clock()))
 
     def _bury(self) -> None:
+        for instance in self._active:
+            if not instance.is_ready and self._clock() > instance.started + _START_S:
+                instance.process.kill()
         for group in (self._active, self._leaving):
             for instance in [i for i in group if not i.process.is_alive()]:
                 before = len(self._active)
@@ -255,7 +266,7 @@ class Supervisor:
                 instance.process.kill()
                 instance.process.join()
             try:
-                self._store.lapse(instance.owner)
+                self._store.lapse(instance.owner, blame=False)
             except IngotError as error:  # its leases run out by themselves
                 log.error("%s", error)
             instance.link.close()
