@@ -3,8 +3,11 @@
 import logging
 from typing import TYPE_CHECKING
 
+from ingot.core.digest import Json
 from ingot.serve.app import _specs
 from ingot.serve.jobs.desk import JobDesk
+from ingot.serve.jobs.metrics import JobMetrics
+from ingot.serve.jobs.openapi import describe_jobs
 from ingot.serve.jobs.web import job_routes, problem
 
 if TYPE_CHECKING:
@@ -15,57 +18,81 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def build_jobs_app(desk: JobDesk) -> "Starlette":
+def build_jobs_app(desk: JobDesk, metrics: JobMetrics) -> "Starlette":
     """Return the ASGI application of an endpoint that takes jobs only.
 
     Args:
         desk: What its routes ask.
+        metrics: What `/metrics` shows.
     """
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
-    from starlette.responses import JSONResponse
     from starlette.routing import Route
 
-    def ready() -> bool:
-        return desk.is_ready() and not desk.is_draining
+    pages = _Pages(desk, metrics)
+    return Starlette(
+        routes=[
+            Route("/v2/health/live", pages.live),
+            Route("/v2/health/ready", pages.ready),
+            Route("/v2/models/{name}", pages.model),
+            Route("/metrics", pages.prometheus),
+            Route("/openapi.json", pages.openapi),
+            *job_routes(desk),
+        ],
+        exception_handlers={HTTPException: pages.refused, Exception: pages.crashed},
+    )
 
-    async def live_page(_request: "Request") -> "Response":
-        return JSONResponse({"live": True})
 
-    async def ready_page(_request: "Request") -> "Response":
-        return JSONResponse({"ready": ready()}, 200 if ready() else 503)
+class _Pages:
+    def __init__(self, desk: JobDesk, metrics: JobMetrics) -> None:
+        self._desk, self._metrics = desk, metrics
 
-    async def model_page(request: "Request") -> "Response":
-        if request.path_params["name"] != desk.name:
-            return problem(404, f"No model is named so here; {desk.name!r} is. Ask for it.")
-        version, signature = desk.endpoint.version, desk.endpoint.model.signature
-        return JSONResponse(
+    async def live(self, _request: "Request") -> "Response":
+        return _json({"live": True})
+
+    async def ready(self, _request: "Request") -> "Response":
+        ready = self._desk.is_ready() and not self._desk.is_draining
+        return _json({"ready": ready}, 200 if ready else 503)
+
+    async def model(self, request: "Request") -> "Response":
+        if request.path_params["name"] != self._desk.name:
+            return problem(404, f"No model is named so here; {self._desk.name!r} is. Ask for it.")
+        version, signature = self._desk.endpoint.version, self._desk.endpoint.model.signature
+        return _json(
             {
                 "name": version.name,
                 "versions": [str(version.number)],
                 "platform": f"onnx_{version.config.engine}",
-                "inputs": _specs(signature.inputs),
-                "outputs": _specs(signature.outputs),
+                "inputs": _specs(signature.inputs),  # type: ignore[dict-item] # lists of JSON values
+                "outputs": _specs(signature.outputs),  # type: ignore[dict-item] # as above
                 "parameters": {"ingot-version": version.digest, "ingot-model": version.model},
             }
         )
 
-    async def refused(request: "Request", error: Exception) -> "Response":
+    async def prometheus(self, _request: "Request") -> "Response":
+        from starlette.responses import Response
+
+        text = await self._desk.ask(self._metrics.text)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def openapi(self, _request: "Request") -> "Response":
+        return _json(describe_jobs(self._desk.name))
+
+    async def refused(self, request: "Request", error: Exception) -> "Response":
+        from starlette.exceptions import HTTPException
+
         assert isinstance(error, HTTPException)
         words = f"No page answers {request.method} {request.url.path[:200]}. Start at /v2/models/"
-        headers = dict(error.headers or {})
-        return problem(error.status_code, f"{words}{desk.name}/jobs.", headers)
+        return problem(
+            error.status_code, f"{words}{self._desk.name}/jobs.", dict(error.headers or {})
+        )
 
-    async def crashed(request: "Request", error: Exception) -> "Response":
+    async def crashed(self, request: "Request", error: Exception) -> "Response":
         log.error("%s failed", request.url.path, exc_info=error)
         return problem(500, "The server failed. Its log says why.")
 
-    return Starlette(
-        routes=[
-            Route("/v2/health/live", live_page),
-            Route("/v2/health/ready", ready_page),
-            Route("/v2/models/{name}", model_page),
-            *job_routes(desk),
-        ],
-        exception_handlers={HTTPException: refused, Exception: crashed},
-    )
+
+def _json(value: Json, status: int = 200) -> "Response":
+    from starlette.responses import JSONResponse
+
+    return JSONResponse(value, status)

@@ -1,6 +1,5 @@
 """Start, run and stop an asynchronous endpoint: its web server, supervisor and notifier."""
 
-import fcntl
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -137,10 +136,11 @@ def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> Running
         StoreError: The job store cannot be opened.
         ServeError: The address is taken, or the model does not answer.
     """
-    for module in ("starlette", "uvicorn", "msgspec"):
+    for module in ("starlette", "uvicorn", "msgspec", "prometheus_client"):
         need(module, extra="serve", what="Serving")
     from ingot.serve.jobs.app import build_jobs_app
     from ingot.serve.jobs.desk import JobDesk
+    from ingot.serve.jobs.metrics import JobMetrics
     from ingot.serve.server import _bind, _start
 
     with ExitStack() as stack:
@@ -163,7 +163,8 @@ def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> Running
             wake=supervisor.wake, is_ready=lambda: supervisor.is_ready,
         )  # fmt: skip
         stack.callback(desk.close)
-        server, thread = _start(build_jobs_app(desk), listener)
+        metrics = JobMetrics(desk.name, store, instances=lambda: supervisor.instances)
+        server, thread = _start(build_jobs_app(desk, metrics), listener)
         host, port = listener.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         return RunningJobs(url, desk, supervisor, server, thread, stack.pop_all())
@@ -173,6 +174,8 @@ def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> Running
 @contextmanager
 def _sole_owner(folder: Path) -> Iterator[None]:
     """Hold a folder against a second server; the lock goes with the process, however it ends."""
+    import fcntl  # late: only systems that can serve have it
+
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "server.lock").open("w") as lock:
         try:

@@ -3,12 +3,11 @@
 from datetime import UTC, datetime
 
 from ingot.core.digest import Json
-from ingot.serve.jobs.job import Job
+from ingot.serve.jobs.job import Job, JobState, NewJob
 
 
 def show_job(job: Job) -> dict[str, Json]:
     """Return the JSON form of a job; times are ISO 8601 in UTC, null before they are known."""
-    path = job_path(job.endpoint, job.id)
     return {
         "job": job.id,
         "model": job.endpoint,
@@ -26,15 +25,35 @@ def show_job(job: Job) -> dict[str, Json]:
         "note": job.note or None,
         "error": job.error or None,
         "notification": job.notice or None,
-        "status_url": path,
-        "result_url": path + "/result",
-        "events_url": path + "/events",
+        **_urls(job.endpoint, job.id),
+    }
+
+
+def show_new(job: NewJob) -> dict[str, Json]:
+    """Return what is known of a job at the moment it is accepted."""
+    return {
+        "job": job.id,
+        "model": job.endpoint,
+        "state": JobState.QUEUED.value,
+        "id": job.caller_id or None,
+        "input_uri": job.input_uri or None,
+        "output": job.output,
+        **_urls(job.endpoint, job.id),
     }
 
 
 def job_path(endpoint: str, job: str) -> str:
     """Return the path of a job on its server."""
     return f"/v2/models/{endpoint}/jobs/{job}"
+
+
+def _urls(endpoint: str, job: str) -> dict[str, Json]:
+    path = job_path(endpoint, job)
+    return {
+        "status_url": path,
+        "result_url": path + "/result",
+        "events_url": path + "/events",
+    }
 
 
 def _time(seconds: float) -> str | None:

@@ -11,7 +11,7 @@ from ingot.core.names import suggest
 from ingot.serve.jobs.desk import JobDesk
 from ingot.serve.jobs.job import MAX_INLINE_BYTES, Job, JobState, QuotaError, StoreError
 from ingot.serve.jobs.places import read_result
-from ingot.serve.jobs.status import job_path, show_job
+from ingot.serve.jobs.status import job_path, show_job, show_new
 from ingot.serve.protocol import RequestError
 
 if TYPE_CHECKING:
@@ -23,11 +23,13 @@ log = logging.getLogger(__name__)
 
 _LOOK_S = 0.05  # how often a followed job is looked at
 _COMMENT_S = 15.0  # how often a silent event stream says that it lives
+_BODY_S = 30.0  # a caller that sends a request byte by byte does not hold a connection for ever
 _MOST_LISTED = 1000
 _TITLES = {
     400: "The request is wrong",
     403: "The place is not allowed",
     404: "Not found",
+    408: "Too slow",
     409: "Not in this state",
     413: "Too large",
     415: "Unsupported encoding",
@@ -96,8 +98,8 @@ def _guarded(desk: JobDesk, page: Page) -> Page:
                 return problem(404, words)
             return await page(request)
         except RequestError as error:
-            # the rest of a body that is too large is not read
-            close = {"connection": "close"} if error.status == 413 else None
+            # the rest of a body that is too large or too slow is not read
+            close = {"connection": "close"} if error.status in {408, 413} else None
             return problem(error.status, str(error), close)
         except QuotaError as error:
             return problem(429, str(error), {"retry-after": "5"})
@@ -129,14 +131,13 @@ class _Pages:
                 f"{placed.id}. Use a new key.",
                 status=422,
             )
-        found = await self._desk.get(placed.id)
         path = job_path(self._desk.name, placed.id)
         headers = {"location": path, "ingot-version": self._desk.endpoint.version.digest}
-        if not placed.is_new:
-            headers["idempotency-replayed"] = "true"
-        # a retention of zero may have forgotten it already
-        shown = show_job(found) if found is not None else {"job": placed.id, "output": job.output}
-        return _json(shown, 202, headers)
+        if placed.is_new:
+            return _json(show_new(job), 202, headers)
+        found = await self._desk.get(placed.id)
+        headers["idempotency-replayed"] = "true"
+        return _json(show_new(job) if found is None else show_job(found), 202, headers)
 
     async def listing(self, request: "Request") -> "Response":
         query = request.query_params
@@ -249,11 +250,16 @@ async def _body(request: "Request") -> bytes:
     if length.isdigit() and int(length) > MAX_INLINE_BYTES:
         size = int(length)
     else:
-        async for part in request.stream():
-            parts.append(part)
-            size += len(part)
-            if size > MAX_INLINE_BYTES:
-                break
+        try:
+            async with asyncio.timeout(_BODY_S):
+                async for part in request.stream():
+                    parts.append(part)
+                    size += len(part)
+                    if size > MAX_INLINE_BYTES:
+                        break
+        except TimeoutError as error:
+            words = f"A body must arrive within {_BODY_S:g} s; this one did not. Send it at once."
+            raise RequestError(words, status=408) from error
     if size > MAX_INLINE_BYTES:
         raise RequestError(
             f"A job's request must be at most {MAX_INLINE_BYTES:,} bytes; got {size:,} or more. "
