@@ -82,6 +82,15 @@ def test_misuse_is_2_and_says_what_to_do(run, words):
     assert run("jobs", *words).code == 2
 
 
+def test_the_demonstration_answers_all_jobs_though_an_instance_is_killed(run):
+    done = run("jobs", "demo", "--json")
+
+    assert done.code == 0
+    assert done.json["succeeded"] == done.json["jobs"] == 20
+    assert done.json["first_s"] > 0
+    assert "first durable result" in run("jobs", "demo").out
+
+
 def test_no_server_says_how_to_start_one(run):
     done = run("jobs", "counts", "x", "--url", "http://127.0.0.1:9")
 

@@ -25,8 +25,8 @@ def command() -> None:
 
     \b
     Examples:
+      ingot jobs demo
       ingot jobs submit digits request.json --wait
-      ingot jobs submit digits --uri s3://bucket/requests.jsonl
       ingot jobs counts digits
     """
 
@@ -170,6 +170,35 @@ def counts(*, name: str, url: str, as_json: bool) -> None:
         print_json(found)
     else:
         print_facts(found.items())
+
+
+@command.command()
+@json_option
+def demo(*, as_json: bool) -> int:
+    """Serve a tiny model, put jobs, kill an instance, and count what comes back; needs no model.
+
+    \b
+    Example:
+      ingot jobs demo
+    """
+    from dataclasses import asdict
+
+    from ingot.serve.jobs.demo import show_jobs
+
+    found = show_jobs(preload=("ingot.cli.main",))
+    if as_json:
+        print_json(asdict(found))
+    else:
+        print_facts(
+            [
+                ("first durable result", f"{found.first_s:.2f} s after the start"),
+                ("jobs put", found.jobs),
+                ("instances killed", found.killed),
+                ("jobs answered", found.succeeded),
+                ("attempts handed out again", found.again),
+            ]
+        )
+    return 0 if found.succeeded == found.jobs else FAILED
 
 
 def _client(url: str, name: str) -> "JobClient":

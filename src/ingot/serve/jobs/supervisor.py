@@ -136,8 +136,8 @@ class Supervisor:
             try:
                 if is_due:
                     self._decide()
-                self._listen()
-                self._bury()
+                if self._listen() or is_due:
+                    self._bury()
                 now = self._clock()
                 is_due = now >= self._tick or self._must_wake()
             except Exception:  # a thread's edge: a store that cannot be read now may be read later
@@ -147,7 +147,8 @@ class Supervisor:
     def _must_wake(self) -> bool:
         return not self._active and bool(self._backlog()) and self._clock() >= self._start_after
 
-    def _listen(self) -> None:
+    def _listen(self) -> bool:
+        """Wait for a word or the next decision; return whether an instance has ended."""
         pause = max(0.0, min(self._tick, self._look_again) - self._clock())
         known = {i.link: i for i in (*self._active, *self._leaving)}
         sentinels = [i.process.sentinel for i in known.values()]
@@ -167,6 +168,7 @@ class Supervisor:
             self._look_again = math.inf
             if self._store.next_due_s(self._name) == 0.0:
                 self._hint()
+        return any(sentinel in heard for sentinel in sentinels)
 
     def _hear(self, instance: _Instance) -> str:
         try:
