@@ -22,7 +22,7 @@ from ingot.twin.policy import Decision, Memory, Seen
 
 log = logging.getLogger(__name__)
 
-_PERIOD_S = 1.0
+_PERIOD_S = 0.95  # a second is promised, and a busy machine may be a little late
 _LOOK_S = 0.05  # at zero instances, how soon a job put by another program is seen
 _LOOK_AGAIN_S = 0.01
 _START_S = 300.0  # an instance that is not ready by then is ended
@@ -43,7 +43,7 @@ class _Instance:
 class Supervisor:
     """Keeps as many instances as the policy says, in a thread of its own.
 
-    One decision a second, and one at once when a job comes to an endpoint without instances; each
+    At least one decision a second, and one at once when a job comes to an endpoint without instances; each
     is recorded with its reason. What a dead instance held goes back to the queue at once.
 
     Args:
