@@ -50,6 +50,10 @@ _OPTIONS = (
         help="What accepted jobs survive: the death of every process, or power loss too. [async]",
     ),
     click.option(
+        "--database", default="", metavar="URL", envvar="INGOT_DATABASE",
+        help="postgresql://... shared by several servers; a local file by default. [async]",
+    ),
+    click.option(
         "--notify-allow", "notify_networks", multiple=True, metavar="NAME|CIDR",
         help="Host or network that may be notified though it is not public. Repeatable. [async]",
     ),
@@ -57,7 +61,7 @@ _OPTIONS = (
 NAMES = (
     "min_instances", "max_instances", "target_backlog", "out_cooldown_s", "in_cooldown_s",
     "concurrency",
-    "roots", "output", "durability", "notify_networks",
+    "roots", "output", "durability", "database", "notify_networks",
 )  # fmt: skip
 
 
@@ -94,6 +98,7 @@ def async_settings(name: str, values: dict[str, Any]) -> "AsyncSettings":
         durability="FULL" if values["durability"] == "full" else "NORMAL",
         roots=tuple(_absolute(root) for root in values["roots"]),
         output=_absolute(output) if output else "",
+        database=values["database"],
         notify_networks=tuple(values["notify_networks"]),
         preload=("ingot.cli.main",),  # else every instance would import it again at its start
     )

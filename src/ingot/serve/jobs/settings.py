@@ -10,6 +10,7 @@ from ingot.serve.endpoint import Endpoint
 from ingot.serve.jobs.job import MAX_TIMEOUT_S, RetryPolicy
 from ingot.serve.jobs.places import check_root
 from ingot.serve.jobs.sqlite_store import Durability, SqliteJobStore
+from ingot.serve.jobs.store import JobStore
 from ingot.twin.policy import ScalingPolicy
 
 
@@ -28,7 +29,9 @@ class AsyncSettings:
         folder: Job store, scaling decisions, results and the webhook key are here; a local disk.
         policy: When it scales.
         concurrency: Jobs that an instance runs at once.
-        durability: What an accepted job survives; see `SqliteJobStore`.
+        database: `postgresql://...` for a store that servers on several machines share, which then
+            need `output` on an object store; empty for a file in `folder`.
+        durability: What an accepted job survives; see `SqliteJobStore`. PostgreSQL is always FULL.
         retry: When jobs are tried again.
         roots: Folders and prefixes that inputs named by a URI must lie in; none if empty.
         output: Folder or prefix of results; `folder`/results if empty.
@@ -46,6 +49,7 @@ class AsyncSettings:
     folder: Path
     policy: ScalingPolicy = field(default_factory=ScalingPolicy)
     concurrency: int = 2
+    database: str = ""
     durability: Durability = "NORMAL"
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     roots: tuple[str, ...] = ()
@@ -80,8 +84,12 @@ class AsyncSettings:
         """Where results wait for their upload to an object store."""
         return self.folder / "staging"
 
-    def open_store(self, *, is_first: bool) -> SqliteJobStore:
+    def open_store(self, *, is_first: bool) -> JobStore:
         """Open the job store; `is_first` judges disk and file before."""
+        if self.database:
+            from ingot.serve.jobs.postgres_store import PostgresJobStore
+
+            return PostgresJobStore(self.database, retry=self.retry, max_queued=self.max_queued)
         return SqliteJobStore(
             self.folder / "jobs.sqlite",
             durability=self.durability,

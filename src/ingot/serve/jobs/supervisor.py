@@ -43,8 +43,9 @@ class _Instance:
 class Supervisor:
     """Keeps as many instances as the policy says, in a thread of its own.
 
-    At least one decision a second, and one at once when a job comes to an endpoint without instances; each
-    is recorded with its reason. What a dead instance held goes back to the queue at once.
+    At least one decision a second, and one at once when a job comes to an endpoint without
+    instances; each is recorded with its reason. What a dead instance held goes back to the queue
+    at once.
 
     Args:
         endpoint: What instances serve.

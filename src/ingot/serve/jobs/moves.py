@@ -1,11 +1,20 @@
 """Moves of a job from one state to another, each inside a transaction that somebody else holds."""
 
-import sqlite3
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from ingot.serve.jobs.clock import Clock
 from ingot.serve.jobs.job import JobState, Lease, RetryPolicy
 
 FENCE = "id = ? AND state = 'running' AND owner = ? AND attempt = ?"
+
+
+class Rows(Protocol):
+    """What runs SQL, with `?` for values."""
+
+    def execute(self, sql: str, values: Sequence[Any] = (), /) -> Any:
+        """Run a statement and return its cursor; Any, for each library has its own."""
+        ...
 
 
 class Moves:
@@ -17,7 +26,7 @@ class Moves:
         retry: When jobs are tried again.
     """
 
-    def __init__(self, db: sqlite3.Connection, clock: Clock, retry: RetryPolicy) -> None:
+    def __init__(self, db: Rows, clock: Clock, retry: RetryPolicy) -> None:
         self._db, self._clock, self._retry = db, clock, retry
 
     def fenced(self, lease: Lease) -> tuple[int, int, int] | None:
