@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from functools import partial
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from _jobs_server import NAME
+from _postgres_server import postgres_server
 from _results import HERE, Claim, Section
 
 from ingot.core.errors import ServeError
@@ -25,7 +26,9 @@ from ingot.evaluate.intervals import proportion
 from ingot.runtime._quantiles import quantile_interval
 from ingot.serve.jobs.client import JobClient
 from ingot.serve.jobs.job import JobState, NewJob
+from ingot.serve.jobs.postgres_store import PostgresJobStore
 from ingot.serve.jobs.sqlite_store import SqliteJobStore
+from ingot.serve.jobs.table_store import TableJobStore
 from ingot.testing.kill_jobs import kill_jobs
 from ingot.twin.policy import ScalingPolicy
 from ingot.twin.trace import replay
@@ -43,15 +46,12 @@ def kills(_data: Path, work: Path) -> Section:
     folder = _empty(work / "kills")
     path = folder / "jobs.sqlite"
     SqliteJobStore(path).close()
-    open_store = partial(SqliteJobStore, path, is_first=False)
-    tally = kill_jobs(open_store, folder, jobs=JOBS, kills=KILLS, work_s=0.02, seed=SEED)
-    note = (
-        f"{tally.kills} kills, {tally.control_kills} of them of the control process; "
-        f"{tally.again} attempts were handed out again; {tally.seconds:.0f} s"
-    )
+    claims = _kill_driver("sqlite", partial(SqliteJobStore, path, is_first=False), folder)
+    with postgres_server() as url:
+        open_store = partial(PostgresJobStore, url)
+        claims += _kill_driver("postgres", open_store, _empty(work / "kills_postgres"))
     whole = _kill_endpoint(_empty(work / "kill_endpoint"))
-    lost = _lost_claims("sqlite driver", tally.lost, tally.twice, note)
-    return Section(lost + _lost_claims("whole endpoint over HTTP", *whole))
+    return Section(claims + _lost_claims("whole endpoint over HTTP, sqlite", *whole))
 
 
 def enqueue(_data: Path, work: Path) -> Section:
@@ -74,6 +74,10 @@ def enqueue(_data: Path, work: Path) -> Section:
                     f"synchronous={durability}, body of 400 bytes; least and most of 5 runs",
                 )
             )  # fmt: skip
+    with postgres_server() as url, closing(PostgresJobStore(url)) as store:
+        rates = [_put_all(store, f"{run}-", PUTS // 10, 1) for run in range(5)]
+    spread = (float(np.median(rates)), min(rates), max(rates))
+    rows.append(["PostgreSQL, its own defaults", 1, "power loss", *(round(r) for r in spread)])
     rows.append(["NORMAL, over HTTP, 16 connections", "as they come", "a process kill",
                  *(round(rate) for rate in _web_rates(_empty(work / "enqueue_web")))])  # fmt: skip
     return Section(claims, {"enqueue": rows})
@@ -176,6 +180,15 @@ def _live_trace(folder: Path) -> list[Claim]:
     ]  # fmt: skip
 
 
+def _kill_driver(name: str, open_store: Callable[[], TableJobStore], folder: Path) -> list[Claim]:
+    tally = kill_jobs(open_store, folder, jobs=JOBS, kills=KILLS, work_s=0.02, seed=SEED)
+    note = (
+        f"{tally.kills} kills, {tally.control_kills} of them of the control process; "
+        f"{tally.again} attempts were handed out again; {tally.seconds:.0f} s"
+    )
+    return _lost_claims(f"{name} driver", tally.lost, tally.twice, note)
+
+
 def _kill_endpoint(folder: Path) -> tuple[int, int, str]:
     """Return jobs lost, jobs completed twice, and how it went, for a server under SIGKILL."""
     rng = np.random.default_rng(SEED)
@@ -231,13 +244,18 @@ def _lost_claims(what: str, lost: int, twice: int, note: str) -> list[Claim]:
 
 def _enqueue_rate(path: Path, durability: str, at_once: int) -> float:
     puts = PUTS if durability == "NORMAL" else PUTS // 10 * min(at_once, 10)
-    body = b"x" * 400
     with closing(SqliteJobStore(path, durability=durability)) as store:
-        jobs = [NewJob(f"{i:032x}", NAME, f"out/{i}", body) for i in range(puts)]
-        start = time.perf_counter()
-        for i in range(0, puts, at_once):
-            store.put(jobs[i : i + at_once])
-        return puts / (time.perf_counter() - start)
+        return _put_all(store, "", puts, at_once)
+
+
+def _put_all(store: TableJobStore, prefix: str, puts: int, at_once: int) -> float:
+    """Return the jobs put per second."""
+    body = b"x" * 400
+    jobs = [NewJob(f"{prefix}{i:032x}", NAME, f"out/{i}", body) for i in range(puts)]
+    start = time.perf_counter()
+    for i in range(0, puts, at_once):
+        store.put(jobs[i : i + at_once])
+    return puts / (time.perf_counter() - start)
 
 
 def _web_rates(folder: Path) -> tuple[float, float, float]:

@@ -6,16 +6,19 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
-from job_words import wait_for
+from job_words import request_of, wait_for
 
 from ingot.core.errors import MissingExtraError
 from ingot.serve.jobs import postgres_store
+from ingot.serve.jobs.client import JobClient
 from ingot.serve.jobs.job import JobState, StoreError
 from ingot.serve.jobs.postgres_store import PostgresJobStore
+from ingot.serve.jobs.server import serve_jobs_in_thread
 from ingot.serve.jobs.settings import AsyncSettings
 from ingot.testing.check_job_store import check_job_store, new_job
 from ingot.testing.kill_jobs import kill_jobs
@@ -130,6 +133,15 @@ def test_settings_open_the_shared_store(server, tmp_path):
 
     assert isinstance(store, PostgresJobStore)
     store.close()
+
+
+def test_an_endpoint_answers_from_the_shared_store(server, endpoint, settings):
+    with serve_jobs_in_thread(endpoint, replace(settings, database=server.url)) as running:
+        client = JobClient(running.url, "doubler")
+        ended = client.wait(client.submit(request_of(1.0, 2.0))["job"])
+
+        assert ended["state"] == "succeeded"
+        assert b"[2.0,4.0]" in client.result(ended["job"])
 
 
 @pytest.mark.parametrize("schema", ["", "x; DROP TABLE jobs", "Upper", "a" * 60])

@@ -281,4 +281,6 @@ def preload_names(endpoint: Endpoint, settings: AsyncSettings) -> list[str]:
     """Return the modules that a process is to have loaded before it becomes an instance."""
     libraries = {"onnxruntime": "onnxruntime", "openvino": "openvino", "native": "ingot_native"}
     engine = libraries.get(endpoint.version.config.engine)
-    return [__name__, "ingot.runtime.engines", *([engine] if engine else []), *settings.preload]
+    late = [engine] if engine else []
+    late += ["psycopg", "ingot.serve.jobs.postgres_store"] if settings.database else []
+    return [__name__, "ingot.runtime.engines", *late, *settings.preload]
