@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from job_words import JOBS, request_of
+from starlette.applications import Starlette
 
 from ingot.serve.jobs import web
 from ingot.serve.jobs.app import build_jobs_app
@@ -17,6 +18,8 @@ from ingot.serve.jobs.decisions import DecisionLog
 from ingot.serve.jobs.desk import JobDesk
 from ingot.serve.jobs.metrics import JobMetrics
 from ingot.serve.jobs.openapi import describe_jobs
+from ingot.serve.jobs.web import job_routes
+from ingot.serve.protocol import RequestError
 from ingot.twin.policy import Decision, Memory, Seen
 
 
@@ -36,7 +39,9 @@ def app(endpoint, request):
                 )
             )
         )  # fmt: skip
-        yield build_jobs_app(desk, JobMetrics("doubler", store, instances=lambda: 2))
+        made = build_jobs_app(desk, JobMetrics("doubler", store, instances=lambda: 2))
+        made.state.desk = desk
+        yield made
 
 
 def ask(app, method, path, **more):
@@ -130,6 +135,22 @@ def test_a_body_that_comes_too_slowly_is_408(app, monkeypatch):
 
     assert answer.status_code == 408
     assert answer.headers["connection"] == "close"
+
+
+def test_whoever_is_not_admitted_gets_no_page(app):
+    async def admit(request):
+        if request.headers.get("authorization") != "Bearer good":
+            raise RequestError("A request must prove who sends it; this one does not.", status=401)
+
+    guarded = Starlette(routes=job_routes(app.state.desk, admit=admit))
+
+    refusals = [ask(guarded, "GET", JOBS), ask(guarded, "POST", JOBS, json=request_of(1.0, 2.0)),
+                ask(guarded, "GET", "/v2/models/other/scaling")]  # fmt: skip
+    admitted = ask(guarded, "GET", JOBS, headers={"authorization": "Bearer good"})
+
+    assert [answer.status_code for answer in refusals] == [401, 401, 401]
+    assert refusals[0].headers["www-authenticate"] == "Bearer"
+    assert admitted.json()["jobs"] == []
 
 
 def test_metrics_show_backlog_and_instances(app):

@@ -27,7 +27,8 @@ _BODY_S = 30.0  # a caller that sends a request byte by byte does not hold a con
 _MOST_LISTED = 1000
 _TITLES = {
     400: "The request is wrong",
-    403: "The place is not allowed",
+    401: "Who asks is not known",
+    403: "Not allowed",
     404: "Not found",
     408: "Too slow",
     409: "Not in this state",
@@ -43,23 +44,27 @@ _NOT_KEPT = (
     "A job must be kept on disk before it is accepted; it could not be. Nothing was accepted; "
     "ask again later."
 )
+_CLOSE = {"connection": "close"}  # the rest of a body that is too large or slow is not read
+_HEADERS = {401: {"www-authenticate": "Bearer"}, 408: _CLOSE, 413: _CLOSE}
 Page = Callable[["Request"], Awaitable["Response"]]
+Admit = Callable[["Request"], Awaitable[object]]
 
 
-def job_routes(desk: JobDesk) -> "list[BaseRoute]":
+def job_routes(desk: JobDesk, *, admit: Admit | None = None) -> "list[BaseRoute]":
     """Return the routes under `/v2/models/{name}/jobs` and `/v2/models/{name}/scaling`.
 
     Every error is a problem document (RFC 9457).
 
     Args:
         desk: What they ask.
+        admit: Asked before every page; it refuses a caller with `RequestError` (401 or 403).
     """
     from starlette.routing import Route
 
     pages = _Pages(desk)
     jobs = "/v2/models/{name}/jobs"
     return [
-        Route(path, _guarded(desk, page), methods=[method])
+        Route(path, _guarded(desk, page, admit), methods=[method])
         for method, path, page in (
             ("POST", jobs, pages.submit),
             ("GET", jobs, pages.listing),
@@ -87,20 +92,20 @@ def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> 
     return Response(json.dumps(body), status, headers, media_type="application/problem+json")
 
 
-def _guarded(desk: JobDesk, page: Page) -> Page:
+def _guarded(desk: JobDesk, page: Page, admit: Admit | None) -> Page:
     """Return the page with every refusal as a problem document."""
 
     async def answer(request: "Request") -> "Response":
         try:
+            if admit is not None:
+                await admit(request)
             name = request.path_params["name"]
             if name != desk.name:
                 words = f"No model is named {name!r} here. {suggest(name, [desk.name])}"
                 return problem(404, words)
             return await page(request)
         except RequestError as error:
-            # the rest of a body that is too large or too slow is not read
-            close = {"connection": "close"} if error.status in {408, 413} else None
-            return problem(error.status, str(error), close)
+            return problem(error.status, str(error), _HEADERS.get(error.status))
         except QuotaError as error:
             return problem(429, str(error), {"retry-after": "5"})
         except StoreError as error:
