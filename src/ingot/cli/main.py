@@ -21,6 +21,7 @@ VERBS = (
     "rollback",
     "compile",
     "serve",
+    "keys",
     "predict",
     "ledger",
     "doctor",
