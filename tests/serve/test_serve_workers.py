@@ -182,6 +182,13 @@ def test_inputs_that_the_engine_refuses_are_422_with_its_words(fragile, workers)
     assert "token 99" in answer.json()["detail"]
 
 
+def test_an_empty_body_is_refused_by_the_server_itself(fragile):
+    with serve_in_thread(fragile) as running:
+        answer = httpx.post(running.url + URL, content=b"", trust_env=False)
+
+    assert answer.status_code == 400
+
+
 def test_an_engine_that_breaks_is_500_without_its_reason(fragile):
     with serve_in_thread(fragile) as running:
         answer = ask(running, BREAK)

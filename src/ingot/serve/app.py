@@ -104,6 +104,7 @@ class _Pages:
             (MODEL + "/ready", self.model_ready),
             (VERSION + "/ready", self.model_ready),
             ("/metrics", self.prometheus),
+            ("/openapi.json", self.openapi),
         ]
 
     async def server(self, _request: "Request") -> "Response":
@@ -144,6 +145,17 @@ class _Pages:
         await self._admit(request, "metrics")
         text = self._metrics.text()
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def openapi(self, request: "Request") -> "Response":
+        from importlib.metadata import version
+
+        from ingot.serve.openapi import openapi
+
+        shown = [one.endpoint for one in self._served]
+        if self._gate is not None:
+            caller = await self._gate.identify(request.headers.get("authorization", ""))
+            shown = [one for one in shown if caller.may("read", one.version.name)]
+        return _json(openapi(shown, version=version("ingot")))
 
     async def _admit(self, request: "Request", action: str, model: str = "") -> None:
         if self._gate is not None:

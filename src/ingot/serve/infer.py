@@ -152,7 +152,9 @@ class InferRoute:
             if body is None:
                 return CLIENT_GONE, b""
             call.inputs_ref = digest_bytes(body)
-            if len(body) <= self._state.inline_bytes and call.left_s() > 0:
+            state = self._state
+            is_small = len(body) <= state.inline_bytes and state.runner is None
+            if is_small and call.left_s() > 0:
                 return 200, self._infer(call, body)
             return 200, await self._in_time(call, body)
         except RequestError as error:

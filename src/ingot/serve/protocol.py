@@ -304,16 +304,17 @@ def _check_type(tensor: InferInput, spec: TensorSpec) -> None:
 
 
 def _check_shape(tensor: InferInput, spec: TensorSpec) -> None:
+    if len(tensor.shape) == len(spec.shape):
+        for axis, size in zip(spec.shape, tensor.shape, strict=True):
+            if size < 1 or (axis != size and not isinstance(axis, str)):
+                break
+        else:
+            return
     shown = [axis if isinstance(axis, int) else -1 for axis in spec.shape]
-    fits = len(tensor.shape) == len(spec.shape) and all(
-        size >= 1 and (isinstance(axis, str) or axis == size)
-        for axis, size in zip(spec.shape, tensor.shape, strict=True)
+    raise RequestError(
+        f"Shape of input {spec.name!r} must be {shown} (-1 is any size from 1 up); "
+        f"got {tensor.shape}. Reshape the input."
     )
-    if not fits:
-        raise RequestError(
-            f"Shape of input {spec.name!r} must be {shown} (-1 is any size from 1 up); "
-            f"got {tensor.shape}. Reshape the input."
-        )
 
 
 @cache

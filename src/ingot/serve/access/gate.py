@@ -33,6 +33,25 @@ class Gate:
         Raises:
             RequestError: No valid proof (401), or it does not allow this (403).
         """
+        caller = await self.identify(authorization)
+        if not caller.may(action, model):
+            scope = f"{action}:{model}" if model else action
+            raise RequestError(
+                f"The caller must be allowed {scope}; {caller.name!r} is not. Ask for a key with "
+                "that scope.",
+                status=403,
+            )
+        return caller
+
+    async def identify(self, authorization: str) -> Principal:
+        """Return the caller, whatever it may.
+
+        Args:
+            authorization: The header of that name, empty if there is none.
+
+        Raises:
+            RequestError: No valid proof (401).
+        """
         scheme, _, proof = authorization.partition(" ")
         caller = await self._find(proof.strip()) if scheme.lower() == "bearer" else None
         if caller is None:
@@ -40,13 +59,6 @@ class Gate:
                 "A request must prove who sends it; this one has no valid key or token. Send "
                 "'Authorization: Bearer ...' with one that is neither expired nor revoked.",
                 status=401,
-            )
-        if not caller.may(action, model):
-            scope = f"{action}:{model}" if model else action
-            raise RequestError(
-                f"The caller must be allowed {scope}; {caller.name!r} is not. Ask for a key with "
-                "that scope.",
-                status=403,
             )
         return caller
 

@@ -40,8 +40,6 @@ class Workforce:
                 batcher = self._batcher(one)
                 self._batchers.append((one, batcher))
                 one.state.runner = batcher
-            if one.state.runner is not None:
-                one.state.inline_bytes = 0  # the runner answers, also what is small
 
     async def start(self) -> None:
         """Start every worker and return once each has answered a real inference.
