@@ -18,7 +18,7 @@ from ingot.models.model import Lineage, Model, Signature, TensorSpec
 from ingot.registry.version import Version
 from ingot.runtime.engine import EngineConfig
 from ingot.serve.client import predict
-from ingot.serve.endpoint import Endpoint
+from ingot.serve.endpoint import Batching, Endpoint
 from ingot.serve.server import serve_in_thread
 from ingot.serve.workers.pool import MOST_SENDS, shared_threads
 
@@ -121,6 +121,78 @@ def test_no_request_is_lost_when_one_of_two_workers_is_killed_under_load(fragile
     assert {answer.status_code for answer in answers} == {200}
 
 
+def test_no_request_is_lost_when_batches_lose_their_worker(fragile):
+    answers = []
+
+    def load(running):
+        answers.extend(ask(running) for _ in range(30))
+
+    endpoint = replace(fragile, workers=2, batching=Batching(4, 1.0))
+    with serve_in_thread(endpoint) as running:
+        clients = [threading.Thread(target=load, args=(running,)) for _ in range(6)]
+        for client in clients:
+            client.start()
+        for kill in range(1, 4):
+            wait_for(lambda kill=kill: len(answers) >= 40 * kill)
+            os.kill(pid_of(answers[-1]), signal.SIGKILL)
+        for client in clients:
+            client.join()
+
+    assert len(answers) == 180
+    assert {answer.status_code for answer in answers} == {200}
+
+
+def test_a_worker_that_dies_idle_is_replaced(fragile):
+    with serve_in_thread(fragile) as running:
+        pid = pid_of(ask(running))
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: metric(running, "ingot_worker_restarts_total") == 1)
+        answer = ask(running)
+
+        assert answer.status_code == 200
+        assert pid_of(answer) != pid
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_workers_outlive_their_template_and_a_new_one_forks_the_next(fragile):
+    with serve_in_thread(fragile) as running:
+        pid = pid_of(ask(running))
+        os.kill(parent_of(pid), signal.SIGKILL)
+        orphan = ask(running)
+        os.kill(pid, signal.SIGKILL)
+        after = ask(running)
+
+    assert pid_of(orphan) == pid
+    assert after.status_code == 200
+    assert not is_there(pid_of(after))
+
+
+def test_a_worker_takes_as_many_calls_at_a_time_as_its_engine_has_streams(fragile):
+    version = replace(fragile.version, config=EngineConfig("fragile", threads=2, streams=2))
+    with serve_in_thread(replace(fragile, version=version)) as running:
+        statuses = []
+        hung = threading.Thread(
+            target=lambda: statuses.append(
+                ask(running, HANG, **{"ingot-timeout-ms": "1000"}).status_code
+            )
+        )
+        hung.start()
+        wait_for(lambda: running.state.waiting == 1)
+        beside = ask(running)
+        hung.join()
+
+    assert beside.status_code == 200
+    assert statuses == [504]
+
+
+def test_tensors_of_megabytes_cross_to_a_worker_and_back(fragile):
+    array = np.random.default_rng(0).random((400_000, 2), np.float32)
+    with serve_in_thread(fragile) as running:
+        outputs, _ = predict(running.url, "fragile", {"x": array}, binary=True)
+
+    np.testing.assert_array_equal(outputs["y"], array * 2)
+
+
 def test_a_request_that_must_not_repeat_gets_503_when_its_worker_dies(fragile):
     with serve_in_thread(replace(fragile, is_idempotent=False)) as running:
         answer = ask(running, DIE_ONCE)
@@ -218,6 +290,7 @@ def test_a_model_that_no_worker_can_open_is_refused_in_the_engines_words(fragile
         serve_in_thread(fragile)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_stopping_leaves_no_process_behind(fragile):
     with serve_in_thread(replace(fragile, workers=2)) as running:
         pid = pid_of(ask(running))
@@ -249,7 +322,7 @@ from pathlib import Path
 from ingot.models.store import open_model
 from ingot.registry.version import Version
 from ingot.runtime.engine import EngineConfig
-from ingot.serve.endpoint import Endpoint
+from ingot.serve.endpoint import Batching, Endpoint
 from ingot.serve.server import serve_in_thread
 model = open_model(Path({folder!r}))
 version = Version("cnn", 1, model.digest, model.digest, EngineConfig(threads=1), "t", 0)

@@ -96,7 +96,7 @@ def serve_in_thread(endpoint: Endpoint, session: Session | None = None) -> Runni
         ServeError: The address is taken, or the model does not answer.
         EngineError: No session can be opened.
     """
-    for module in ("starlette", "uvicorn", "msgspec", "prometheus_client"):
+    for module in ("starlette", "uvicorn", "httptools", "msgspec", "prometheus_client"):
         need(module, extra="serve", what="Serving")
     from ingot.serve.app import build_app
     from ingot.serve.metrics import Metrics

@@ -6,6 +6,7 @@ Imported only when an endpoint starts: it needs the extra `serve`.
 import asyncio
 import socket
 import time
+from http import HTTPStatus
 from typing import Any
 
 import uvicorn
@@ -143,7 +144,7 @@ class GuardedProtocol(HttpToolsProtocol):  # type: ignore[misc] # uvicorn is unt
         if cycle is None or cycle.response_complete or not cycle.response_started:
             body = encode_problem(status, message)
             head = (
-                f"HTTP/1.1 {status} Refused\r\ncontent-type: {PROBLEM_TYPE}\r\n"
+                f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: {PROBLEM_TYPE}\r\n"
                 f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
             )
             self.transport.write(head.encode() + body)

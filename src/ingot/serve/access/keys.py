@@ -68,9 +68,10 @@ class KeyStore:
             LedgerError: The file is not a SQLite database.
         """
         self._path, self._clock = path, clock
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
         with closing(self._open()) as database:
             database.execute(_TABLE)
-        path.chmod(0o600)
 
     def create(
         self, name: str, scopes: Iterable[str], *, days: float | None = 90

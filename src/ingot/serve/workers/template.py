@@ -22,7 +22,8 @@ from ingot.serve.workers.wire import PREFIX, TO_TEMPLATE, Ended, Start, frame, r
 
 log = logging.getLogger(__name__)
 
-_LIBRARIES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "native": "ingot_native"}
+# Only what starts no thread when it is imported; OpenVINO does, so each worker imports it itself.
+_LIBRARIES = {"onnxruntime": "onnxruntime", "native": "ingot_native"}
 # numpy's BLAS and ONNX Runtime's telemetry start threads when they are imported, and threads do not
 # survive a fork. Nothing about a model may leave the machine either.
 _WITHOUT_THREADS = {"OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
