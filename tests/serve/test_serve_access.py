@@ -1,11 +1,14 @@
+import asyncio
 import json
 import logging
 import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
 import httpx
@@ -15,6 +18,7 @@ from ingot.core.errors import MissingExtraError, ServeError
 from ingot.observe.log import ObservationLog
 from ingot.serve.access.keys import KeyRing, KeyStore
 from ingot.serve.access.scopes import Principal, check_scopes
+from ingot.serve.access.tokens import TokenVerifier
 from ingot.serve.endpoint import Access, Tls, Tokens
 from ingot.serve.server import serve_in_thread
 
@@ -48,9 +52,8 @@ def locked(endpoint, store, doubler):
 
 
 def test_a_key_opens_what_its_scope_says(locked, body):
-    time.sleep(1.05)  # a running server looks for new keys once a second
     headers = locked.headers("infer:doubler")
-    time.sleep(1.05)
+    time.sleep(1.05)  # a running server looks for new keys once a second
 
     infer = locked.http.post(INFER, json=body, headers=headers)
     read = locked.http.get("/v2/models/doubler", headers=headers)
@@ -338,3 +341,87 @@ def test_keys_are_fetched_from_loopback_or_by_https_only(endpoint, provider):
         settings = replace(provider.settings, jwks=where)
         with pytest.raises(ServeError, match="JSON Web Key Set"):
             serve_in_thread(replace(endpoint, access=Access(tokens=settings)), object())
+
+
+@pytest.fixture
+def jwks_server(provider):
+    """The provider's keys at an address on loopback; counts how often they are read."""
+    reads = []
+
+    class Keys(BaseHTTPRequestHandler):
+        def do_GET(self):
+            reads.append(self.path)
+            body = provider.file.read_bytes()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            return
+
+    server = HTTPServer(("127.0.0.1", 0), Keys)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield SimpleNamespace(url=f"http://127.0.0.1:{server.server_port}/jwks", reads=reads)
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_key_that_the_provider_adds_is_fetched_when_a_token_names_it(provider, jwks_server):
+    clock = Clock()
+    clock.now = time.time()
+    verifier = TokenVerifier(replace(provider.settings, jwks=jwks_server.url), clock=clock)
+    old = json.loads(provider.file.read_text())
+    new = [row | {"kid": "k2"} for row in old["keys"] if row["kid"] == "k1"]
+    provider.file.write_text(json.dumps({"keys": new}))
+    token = provider.token(kid="k2")
+
+    early = asyncio.run(verifier.find(token))
+    clock.now += 61
+    found = asyncio.run(verifier.find(token))
+    again = asyncio.run(verifier.find(token))
+    unknown = asyncio.run(verifier.find(provider.token(kid="k3")))
+
+    assert early is None
+    assert found == again == Principal("team-a", frozenset({"infer:doubler"}))
+    assert unknown is None
+    assert len(jwks_server.reads) == 2
+
+
+def test_keys_that_cannot_be_read_again_leave_those_that_were(provider):
+    clock = Clock()
+    clock.now = time.time()
+    verifier = TokenVerifier(provider.settings, clock=clock)
+    provider.file.unlink()
+    clock.now += 61
+
+    unknown = asyncio.run(verifier.find(provider.token(kid="k9")))
+    known = asyncio.run(verifier.find(provider.token()))
+
+    assert unknown is None
+    assert known is not None
+
+
+def test_a_token_that_was_seen_is_not_taken_beyond_its_end(provider):
+    clock = Clock()
+    clock.now = time.time()
+    verifier = TokenVerifier(provider.settings, clock=clock)
+    token = provider.token(exp=time.time() - 8)  # within the seconds that clocks may differ
+
+    first = asyncio.run(verifier.find(token))
+    clock.now += 0.1
+    (_, until), *_ = verifier._kept.values()
+
+    assert first is not None
+    assert until <= clock.now
+
+
+def test_the_document_shows_each_caller_only_what_it_may_read(locked, store):
+    headers = [locked.headers(scope) for scope in ("infer:doubler", "metrics")]
+    time.sleep(1.05)
+
+    paths = [list(locked.http.get("/openapi.json", headers=h).json()["paths"]) for h in headers]
+
+    assert "/v2/models/doubler/infer" in paths[0]
+    assert not [path for path in paths[1] if "doubler" in path]
+    assert locked.http.get("/openapi.json").status_code == 401

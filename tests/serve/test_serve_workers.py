@@ -246,6 +246,15 @@ def test_a_deadline_that_is_none_is_400(fragile, value):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+def test_an_engine_that_answers_nothing_any_more_is_to_blame_and_not_the_request(fragile, workers):
+    with serve_in_thread(replace(fragile, workers=workers)) as running:
+        (fragile.model.path / "broken").touch()
+        answer = ask(running)
+
+    assert answer.status_code == 500
+
+
+@pytest.mark.parametrize("workers", [0, 1])
 def test_inputs_that_the_engine_refuses_are_422_with_its_words(fragile, workers):
     with serve_in_thread(replace(fragile, workers=workers)) as running:
         answer = ask(running, REFUSE)

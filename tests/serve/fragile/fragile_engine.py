@@ -33,8 +33,11 @@ class FragileEngine:
 class FragileSession:
     def __init__(self, model, config):
         self.config, self._mark = config, Path(model.path) / "died"
+        self._broken = Path(model.path) / "broken"
 
     def run(self, feeds):
+        if self._broken.exists():
+            raise EngineError("the engine must run; it does not. Restart it.")
         order = feeds["x"][0, 0]
         if order == DIE or (order == DIE_ONCE and not self._mark.exists()):
             self._mark.touch()

@@ -18,6 +18,7 @@ from ingot.serve.endpoint import Tokens
 # a secret.
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA")
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+_OLD_S = 3600.0
 _REFRESH_S, _PATIENCE_S, _LEEWAY_S = 60.0, 5.0, 10.0
 _MOST_KEPT = 1024
 _MOST_BYTES = 1 << 20
@@ -56,7 +57,9 @@ class TokenVerifier:
         except self._jwt.PyJWTError:
             return None
         id = str(header.get("kid", ""))
-        if id not in self._keys and now - self._read > _REFRESH_S:
+        age_s = now - self._read
+        # once an hour in any case: a key that the provider withdrew must not stay good for ever
+        if age_s > _OLD_S or (id not in self._keys and age_s > _REFRESH_S):
             self._read = now  # also when it fails: nobody makes us ask more often
             await asyncio.to_thread(self._reload)
         return self._verify(token, self._keys.get(id), now)
