@@ -33,6 +33,9 @@ def _address_options(function: F) -> F:
                 "--port", default=8000, show_default=True, help="Port; 0 picks a free one."
             ),
             click.option(
+                "--grpc-port", type=int, help="Speak gRPC beside REST; 0 picks a free port."
+            ),
+            click.option(
                 "--log",
                 type=click.Path(path_type=Path),
                 help="Observation log; in the Ingot home by default.",
@@ -151,6 +154,7 @@ def _endpoint(registry: "Registry", target: str, options: dict[str, Any]) -> "En
         max_waiting=options["max_waiting"],
         access=_access(options),
         tls=_tls(options["tls_cert"], options["tls_key"]),
+        grpc_port=options["grpc_port"],
     )
 
 

@@ -83,6 +83,7 @@ class Endpoint:
         read_timeout_s: Seconds in which a caller sends a whole request, and reads an answer.
         max_waiting: Requests that are answered or wait at a time; more are refused with 429.
         access: Who may ask; None lets everybody.
+        grpc_port: Port that speaks gRPC beside it, 0 picks a free one; None speaks none.
         tls: Files for encrypted connections; None speaks plain HTTP.
         beside: More versions at the same address; what is about the address is taken from this one.
     """
@@ -102,6 +103,7 @@ class Endpoint:
     max_waiting: int = 512
     access: Access | None = None
     tls: Tls | None = None
+    grpc_port: int | None = None
     beside: tuple["Endpoint", ...] = ()
 
     @property

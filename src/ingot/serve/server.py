@@ -60,6 +60,11 @@ class Running:
         return self.states[0]
 
     @property
+    def grpc_port(self) -> int | None:
+        """Where it answers over gRPC; None if it does not."""
+        return None if self._server.rpc is None else self._server.rpc.port
+
+    @property
     def is_alive(self) -> bool:
         """Whether the server still runs."""
         return self._thread.is_alive()

@@ -4,6 +4,7 @@ Imported only when an endpoint starts: it needs the extra `serve`.
 """
 
 import asyncio
+import logging
 import socket
 import time
 from http import HTTPStatus
@@ -14,7 +15,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ingot.serve.endpoint import Endpoint
 from ingot.serve.problems import PROBLEM_TYPE, encode_problem
+from ingot.serve.rpc.service import RpcServer
 from ingot.serve.workers.workforce import Workforce
+
+log = logging.getLogger(__name__)
 
 _KEEP_ALIVE_S = 60
 _SWEEP_S = 0.5
@@ -31,6 +35,7 @@ class Server(uvicorn.Server):  # type: ignore[misc] # uvicorn is untyped here
 
     Attributes:
         failure: Why it could not start.
+        rpc: The gRPC server beside it, if there is one.
     """
 
     def __init__(self, app: Any, endpoint: Endpoint, workforce: Workforce) -> None:
@@ -55,11 +60,14 @@ class Server(uvicorn.Server):  # type: ignore[misc] # uvicorn is untyped here
         self.failure: Exception | None = None
         self._workforce, self._read_s = workforce, endpoint.read_timeout_s
         self._sweeping: asyncio.Task[None] | None = None
+        self.rpc = RpcServer(app, endpoint) if endpoint.grpc_port is not None else None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the workers, then listen."""
         try:
             await self._workforce.start()
+            if self.rpc is not None:
+                await self.rpc.start()
         except Exception as error:  # noqa: BLE001 # carried to the thread that waits for us
             self.failure = error
             self.should_exit = True
@@ -72,6 +80,8 @@ class Server(uvicorn.Server):  # type: ignore[misc] # uvicorn is untyped here
         """Close connections, then end the workers."""
         if self._sweeping is not None:
             self._sweeping.cancel()
+        if self.rpc is not None:
+            await self.rpc.stop()
         await super().shutdown(sockets)
         await self._workforce.close()
 
@@ -81,7 +91,10 @@ class Server(uvicorn.Server):  # type: ignore[misc] # uvicorn is untyped here
             await asyncio.sleep(_SWEEP_S)
             now = time.monotonic()
             for connection in tuple(self.server_state.connections):
-                connection.hang_up_if_slow(now, self._read_s)
+                try:
+                    connection.hang_up_if_slow(now, self._read_s)
+                except Exception:  # one odd connection must not end the watch over all others
+                    log.exception("a connection could not be looked at")
 
 
 class GuardedProtocol(HttpToolsProtocol):  # type: ignore[misc] # uvicorn is untyped here

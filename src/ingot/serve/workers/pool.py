@@ -198,6 +198,7 @@ class Pool:
                 min(free, key=lambda process: len(process.jobs)).send(job, now)
 
     def _watch(self) -> None:
+        self._later(_TICK_S, self._watch)  # first: whatever happens below, the watch goes on
         now = asyncio.get_running_loop().time()
         for process in tuple(self._processes):
             hung = [j for j in process.jobs.values() if now - j.sent_at > self._timeout_s]
@@ -207,7 +208,6 @@ class Pool:
             for job in hung:
                 _fail(job, late(self._timeout_s))
             process.kill()
-        self._later(_TICK_S, self._watch)
 
     def _respawn(self) -> None:
         task = asyncio.get_running_loop().create_task(self._spawn_again())
