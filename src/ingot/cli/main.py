@@ -22,6 +22,7 @@ VERBS = (
     "compile",
     "serve",
     "jobs",
+    "keys",
     "predict",
     "ledger",
     "doctor",

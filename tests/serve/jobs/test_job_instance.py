@@ -15,7 +15,7 @@ from ingot.serve.jobs import instance
 from ingot.serve.jobs.answer import GivenUp, Worker
 from ingot.serve.jobs.instance import IDLE, STOP, WORK, _Loop, explain
 from ingot.serve.jobs.job import JobState, NewJob, StoreError
-from ingot.serve.protocol import RequestError
+from ingot.serve.problems import RequestError
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from ingot.serve.jobs import places
 from ingot.serve.jobs.answer import GivenUp, Worker
 from ingot.serve.jobs.job import Lease
 from ingot.serve.jobs.settings import AsyncSettings
-from ingot.serve.protocol import RequestError, encode_error
+from ingot.serve.problems import RequestError, encode_problem
 
 BUCKET = "s3://bucket/in"
 
@@ -147,7 +147,7 @@ def test_parts_of_the_dead_go_when_they_are_old_enough(tmp_path):
 
 
 def test_a_file_far_larger_than_memory_may_be_is_streamed_line_by_line(worker, inputs, tmp_path):
-    line = encode_error("x" * 2000) + b"\n"  # no request: every line is answered with an error
+    line = encode_problem(400, "x" * 2000) + b"\n"  # no request: every line is answered with an error
     many = 4000
     (inputs / "big.jsonl").write_bytes(line * many)
     lease = lease_of(inputs / "big.jsonl", output=tmp_path / "out.jsonl")

@@ -19,7 +19,7 @@ from ingot.serve.jobs.desk import JobDesk
 from ingot.serve.jobs.metrics import JobMetrics
 from ingot.serve.jobs.openapi import describe_jobs
 from ingot.serve.jobs.web import job_routes
-from ingot.serve.protocol import RequestError
+from ingot.serve.problems import RequestError
 from ingot.twin.policy import Decision, Memory, Seen
 
 

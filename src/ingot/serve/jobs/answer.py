@@ -13,7 +13,8 @@ from ingot.serve.endpoint import Endpoint
 from ingot.serve.jobs.job import Lease
 from ingot.serve.jobs.places import Staged, open_input, stage
 from ingot.serve.jobs.settings import AsyncSettings
-from ingot.serve.protocol import RequestError, decode_request, encode_error, encode_response
+from ingot.serve.problems import RequestError, encode_problem
+from ingot.serve.protocol import decode_request, encode_response
 
 LINES = (".jsonl", ".ndjson")
 
@@ -108,7 +109,8 @@ class Worker:
                 staged.write(self._infer(line) + b"\n")
             except (RequestError, EngineError) as error:  # one bad line must not cost the others
                 failed += 1
-                staged.write(encode_error(f"line {done + 1}: {error}") + b"\n")
+                status = error.status if isinstance(error, RequestError) else 500
+                staged.write(encode_problem(status, f"line {done + 1}: {error}") + b"\n")
             done += 1
         if not done:
             raise RequestError("A file of JSON lines must hold a request; it holds none. Fill it.")

@@ -17,7 +17,8 @@ from ingot.serve.jobs.notify import check_url
 from ingot.serve.jobs.places import check_input
 from ingot.serve.jobs.settings import AsyncSettings
 from ingot.serve.jobs.store import JobStore
-from ingot.serve.protocol import RequestError, decode_request
+from ingot.serve.problems import RequestError
+from ingot.serve.protocol import decode_request
 
 T = TypeVar("T")
 

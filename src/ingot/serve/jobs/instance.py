@@ -20,7 +20,7 @@ from ingot.serve.jobs.job import Lease, StoreError
 from ingot.serve.jobs.places import discard
 from ingot.serve.jobs.settings import AsyncSettings
 from ingot.serve.jobs.store import JobStore
-from ingot.serve.protocol import RequestError
+from ingot.serve.problems import RequestError
 from ingot.serve.warmup import warm_up
 
 if TYPE_CHECKING:

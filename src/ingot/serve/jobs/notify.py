@@ -28,7 +28,7 @@ from ingot.core.files import write_atomic
 from ingot.serve.jobs.job import Job, Notice
 from ingot.serve.jobs.status import show_job
 from ingot.serve.jobs.store import JobStore
-from ingot.serve.protocol import RequestError
+from ingot.serve.problems import RequestError
 
 log = logging.getLogger(__name__)
 

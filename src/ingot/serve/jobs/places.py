@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from ingot.core.extras import need
 from ingot.serve.jobs.job import Lease
-from ingot.serve.protocol import RequestError
+from ingot.serve.problems import RequestError
 
 REMOTE = ("s3", "gs", "gcs", "az", "abfs", "abfss")
 _REMOTE_KEY = re.compile(r"[^\x00-\x1f\x7f?#*\[\]]{1,2048}")

@@ -136,12 +136,17 @@ def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> Running
         StoreError: The job store cannot be opened.
         ServeError: The address is taken, or the model does not answer.
     """
-    for module in ("starlette", "uvicorn", "msgspec", "prometheus_client"):
+    for module in ("starlette", "uvicorn", "httptools", "msgspec", "prometheus_client"):
         need(module, extra="serve", what="Serving")
     from ingot.serve.jobs.app import build_jobs_app
     from ingot.serve.jobs.desk import JobDesk
     from ingot.serve.jobs.metrics import JobMetrics
-    from ingot.serve.server import _bind, _start
+    from ingot.serve.metrics import Metrics
+    from ingot.serve.server import _bind, _open_gate, _start, check_endpoints
+    from ingot.serve.web import Server
+    from ingot.serve.workers.workforce import Workforce
+
+    check_endpoints((endpoint,))
 
     with ExitStack() as stack:
         listener = stack.enter_context(_bind(endpoint.host, endpoint.port))
@@ -164,9 +169,16 @@ def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> Running
         )  # fmt: skip
         stack.callback(desk.close)
         metrics = JobMetrics(desk.name, store, instances=lambda: supervisor.instances)
-        server, thread = _start(build_jobs_app(desk, metrics), listener)
+        gate = _open_gate(endpoint)
+        if gate is not None:
+            stack.callback(gate.close)
+        app = build_jobs_app(desk, metrics, gate=gate)
+        # no worker of its own: instances answer, and the supervisor has them
+        server = Server(app, endpoint, Workforce([], Metrics()))
+        thread = _start(server, listener)
         host, port = listener.getsockname()[:2]
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "http" if endpoint.tls is None else "https"
+        url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
         return RunningJobs(url, desk, supervisor, server, thread, stack.pop_all())
     raise AssertionError("unreachable: an ExitStack that is popped swallows nothing")
 

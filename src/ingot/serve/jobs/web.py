@@ -12,7 +12,7 @@ from ingot.serve.jobs.desk import JobDesk
 from ingot.serve.jobs.job import MAX_INLINE_BYTES, Job, JobState, QuotaError, StoreError
 from ingot.serve.jobs.places import read_result
 from ingot.serve.jobs.status import job_path, show_job, show_new
-from ingot.serve.protocol import RequestError
+from ingot.serve.problems import PROBLEM_TYPE, RequestError, encode_problem
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -25,21 +25,6 @@ _LOOK_S = 0.05  # how often a followed job is looked at
 _COMMENT_S = 15.0  # how often a silent event stream says that it lives
 _BODY_S = 30.0  # a caller that sends a request byte by byte does not hold a connection for ever
 _MOST_LISTED = 1000
-_TITLES = {
-    400: "The request is wrong",
-    401: "Who asks is not known",
-    403: "Not allowed",
-    404: "Not found",
-    408: "Too slow",
-    409: "Not in this state",
-    413: "Too large",
-    415: "Unsupported encoding",
-    422: "The idempotency key was used with another request",
-    429: "Too many jobs wait",
-    500: "The server failed",
-    503: "Not serving",
-    507: "The job cannot be kept",
-}
 _NOT_KEPT = (
     "A job must be kept on disk before it is accepted; it could not be. Nothing was accepted; "
     "ask again later."
@@ -87,9 +72,7 @@ def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> 
     """
     from starlette.responses import Response
 
-    title = _TITLES.get(status, "Refused")
-    body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
-    return Response(json.dumps(body), status, headers, media_type="application/problem+json")
+    return Response(encode_problem(status, detail), status, headers, media_type=PROBLEM_TYPE)
 
 
 def _guarded(desk: JobDesk, page: Page, admit: Admit | None) -> Page:
