@@ -147,7 +147,9 @@ def test_parts_of_the_dead_go_when_they_are_old_enough(tmp_path):
 
 
 def test_a_file_far_larger_than_memory_may_be_is_streamed_line_by_line(worker, inputs, tmp_path):
-    line = encode_problem(400, "x" * 2000) + b"\n"  # no request: every line is answered with an error
+    line = (
+        encode_problem(400, "x" * 2000) + b"\n"
+    )  # no request: every line is answered with an error
     many = 4000
     (inputs / "big.jsonl").write_bytes(line * many)
     lease = lease_of(inputs / "big.jsonl", output=tmp_path / "out.jsonl")
