@@ -38,6 +38,10 @@ def _common(function: F) -> F:
             "--url", default="http://127.0.0.1:8000", show_default=True, envvar="INGOT_URL",
             help="Address of the server; INGOT_URL too.",
         ),
+        click.option(
+            "--token", default="", envvar="INGOT_TOKEN", show_envvar=True,
+            help="API key or token, where the server asks for one.",
+        ),
         click.argument("name", metavar="NAME"),
     ):  # fmt: skip
         function = option(function)
@@ -58,6 +62,7 @@ def submit(
     *,
     name: str,
     url: str,
+    token: str,
     as_json: bool,
     request_path: Path | None,
     uri: str | None,
@@ -82,7 +87,7 @@ def submit(
     }
     if options["caller_id"]:
         request["id"] = options["caller_id"]
-    client = _client(url, name)
+    client = _client(url, name, token)
     job = client.submit(request, idempotency_key=key)
     if is_waiting:
         return _end(client, client.wait(job["job"]), as_json=as_json)
@@ -93,14 +98,14 @@ def submit(
 @command.command()
 @_common
 @click.argument("job")
-def status(*, name: str, url: str, as_json: bool, job: str) -> None:
+def status(*, name: str, url: str, token: str, as_json: bool, job: str) -> None:
     """Say where a job stands.
 
     \b
     Example:
       ingot jobs status digits 6f1f6f0e-3a52-4b25-9a51-0d1d2c3b4a59
     """
-    _show(_client(url, name).status(job), as_json=as_json)
+    _show(_client(url, name, token).status(job), as_json=as_json)
 
 
 @command.command()
@@ -109,7 +114,7 @@ def status(*, name: str, url: str, as_json: bool, job: str) -> None:
 @click.option("--timeout-s", default=3600.0, show_default=True, help="Seconds to wait at most.")
 @click.option("--out", type=click.Path(path_type=Path), help="File for the result.")
 def wait(
-    *, name: str, url: str, as_json: bool, job: str, timeout_s: float, out: Path | None
+    *, name: str, url: str, token: str, as_json: bool, job: str, timeout_s: float, out: Path | None
 ) -> int:
     """Wait for the end of a job and print its result; exit 1 unless it succeeded.
 
@@ -117,35 +122,37 @@ def wait(
     Example:
       ingot jobs wait digits 6f1f6f0e-3a52-4b25-9a51-0d1d2c3b4a59 --out result.json
     """
-    client = _client(url, name)
+    client = _client(url, name, token)
     return _end(client, client.wait(job, timeout_s=timeout_s), as_json=as_json, out=out)
 
 
 @command.command()
 @_common
 @click.argument("job")
-def cancel(*, name: str, url: str, as_json: bool, job: str) -> None:
+def cancel(*, name: str, url: str, token: str, as_json: bool, job: str) -> None:
     """Cancel a job that has not ended.
 
     \b
     Example:
       ingot jobs cancel digits 6f1f6f0e-3a52-4b25-9a51-0d1d2c3b4a59
     """
-    _show(_client(url, name).cancel(job), as_json=as_json)
+    _show(_client(url, name, token).cancel(job), as_json=as_json)
 
 
 @command.command("list")
 @_common
 @click.option("--state", help="Only jobs in this state.")
 @click.option("--limit", default=20, show_default=True, help="At most so many, the newest first.")
-def list_jobs(*, name: str, url: str, as_json: bool, state: str | None, limit: int) -> None:
+def list_jobs(
+    *, name: str, url: str, token: str, as_json: bool, state: str | None, limit: int
+) -> None:
     """List the newest jobs.
 
     \b
     Example:
       ingot jobs list digits --state dead
     """
-    found = _client(url, name).jobs(state=state, limit=limit)["jobs"]
+    found = _client(url, name, token).jobs(state=state, limit=limit)["jobs"]
     if as_json:
         print_json(found)
         return
@@ -158,14 +165,14 @@ def list_jobs(*, name: str, url: str, as_json: bool, state: str | None, limit: i
 
 @command.command()
 @_common
-def counts(*, name: str, url: str, as_json: bool) -> None:
+def counts(*, name: str, url: str, token: str, as_json: bool) -> None:
     """Count jobs by state.
 
     \b
     Example:
       ingot jobs counts digits --json
     """
-    found = _client(url, name).jobs(limit=1)["counts"]
+    found = _client(url, name, token).jobs(limit=1)["counts"]
     if as_json:
         print_json(found)
     else:
@@ -201,10 +208,10 @@ def demo(*, as_json: bool) -> int:
     return 0 if found.succeeded == found.jobs else FAILED
 
 
-def _client(url: str, name: str) -> "JobClient":
+def _client(url: str, name: str, token: str) -> "JobClient":
     from ingot.serve.jobs.client import JobClient
 
-    return JobClient(url, name)
+    return JobClient(url, name, token=token)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -29,11 +29,13 @@ class JobClient:
         url: Address of the server, e.g. `http://127.0.0.1:8000`.
         name: Name of the model there.
         timeout_s: Seconds to wait for each step of an exchange.
+        token: API key or token of the caller, for endpoints that ask who asks; never shown.
     """
 
     url: str
     name: str
     timeout_s: float = 30.0
+    token: str = field(default="", repr=False)
 
     def submit(self, request: Mapping[str, Any], *, idempotency_key: str = "") -> dict[str, Any]:
         """Put a job and return its status; it is durable when this returns.
@@ -124,6 +126,7 @@ class JobClient:
             )
         address = f"{self.url.rstrip('/')}/v2/models/{quote(self.name, safe='')}/jobs{path}"
         sent = {"content-type": "application/json"} | dict(headers or {})
+        sent |= {"authorization": f"Bearer {self.token}"} if self.token else {}
         request = urllib.request.Request(address, body, sent, method=method)  # noqa: S310 # checked above
         try:
             return closing(_OPENER.open(request, timeout=self.timeout_s))
