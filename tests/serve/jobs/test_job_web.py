@@ -1,5 +1,7 @@
 import json
+import socket
 import threading
+from urllib.parse import urlsplit
 
 import pytest
 from job_sessions import SLEEP
@@ -96,6 +98,15 @@ def test_a_local_address_is_notified_only_if_allowed(web):
 def test_a_body_beyond_the_inline_limit_is_413_and_names_the_way_out(web):
     for content in (b" " * 128_001, (b" " * 1000 for _ in range(129))):
         assert "input_uri" in refused(web.post(JOBS, content=content), 413)
+
+
+def test_a_caller_that_hangs_up_harms_nobody(serving, web, caplog):
+    address = urlsplit(serving.url)
+    with socket.create_connection((address.hostname, address.port)) as link:
+        link.sendall(f"POST {JOBS} HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{{".encode())
+
+    assert web.post(JOBS, json=request_of(1.0, 2.0)).status_code == 202
+    assert "failed" not in caplog.text
 
 
 def test_a_body_of_exactly_the_inline_limit_is_taken(web):

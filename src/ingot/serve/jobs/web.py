@@ -232,29 +232,37 @@ class _Pages:
 
 async def _body(request: "Request") -> bytes:
     """Return the body, which is not read beyond what a request may carry."""
-    parts: list[bytes] = []
-    size = 0
+    from starlette.requests import ClientDisconnect
+
     length = request.headers.get("content-length", "0")
     if length.isdigit() and int(length) > MAX_INLINE_BYTES:
-        size = int(length)
-    else:
-        try:
-            async with asyncio.timeout(_BODY_S):
-                async for part in request.stream():
-                    parts.append(part)
-                    size += len(part)
-                    if size > MAX_INLINE_BYTES:
-                        break
-        except TimeoutError as error:
-            words = f"A body must arrive within {_BODY_S:g} s; this one did not. Send it at once."
-            raise RequestError(words, status=408) from error
-    if size > MAX_INLINE_BYTES:
-        raise RequestError(
-            f"A job's request must be at most {MAX_INLINE_BYTES:,} bytes; got {size:,} or more. "
-            "Write it to a file and send its place as input_uri.",
-            status=413,
-        )
+        raise _too_large(int(length))
+    try:
+        return await asyncio.wait_for(_arrived(request), _BODY_S)
+    except TimeoutError as error:
+        words = f"A body must arrive within {_BODY_S:g} s; this one did not. Send it at once."
+        raise RequestError(words, status=408) from error
+    except ClientDisconnect as error:  # nobody reads this answer, and nothing went wrong here
+        raise RequestError("A body must arrive whole; its caller hung up. Send it anew.") from error
+
+
+async def _arrived(request: "Request") -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        parts.append(part)
+        size += len(part)
+        if size > MAX_INLINE_BYTES:
+            raise _too_large(size)
     return b"".join(parts)
+
+
+def _too_large(size: int) -> RequestError:
+    return RequestError(
+        f"A job's request must be at most {MAX_INLINE_BYTES:,} bytes; got {size:,} or more. "
+        "Write it to a file and send its place as input_uri.",
+        status=413,
+    )
 
 
 def _number(text: str, name: str, most: int, *, least: int = 1) -> int:
