@@ -105,26 +105,29 @@ class Server:
             return None
 
     def processes(self):
-        """Return every process of the server."""
-        found = []
+        """Return the fields of `/proc/PID/stat` after the name, of every process it started."""
+        stats = {}
         for folder in Path("/proc").iterdir():
             if folder.name.isdigit():
                 with contextlib.suppress(OSError):
                     fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
-                    if int(fields[3]) == self.process.pid:  # its session
-                        found.append((int(folder.name), int(fields[1]), fields))
-        return found
+                    stats[int(folder.name)] = fields
+        mine = {pid for pid, fields in stats.items() if int(fields[3]) == self.process.pid}
+        before = -1
+        while before != len(mine):  # children that made a session of their own, and theirs
+            before = len(mine)
+            mine |= {pid for pid, fields in stats.items() if int(fields[1]) in mine}
+        return {pid: stats[pid] for pid in mine}
 
     def cpu_s(self):
         """Return user and system seconds of every process of the server."""
-        ticks = sum(int(f[11]) + int(f[12]) for _, _, f in self.processes())
+        ticks = sum(int(fields[11]) + int(fields[12]) for fields in self.processes().values())
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def workers(self):
-        """Return the processes that have no children and are not the server itself."""
-        found = self.processes()
-        parents = {parent for _, parent, _ in found}
-        return [pid for pid, _, _ in found if pid not in parents and pid != self.process.pid]
+        """Return the processes that run the model: each leaves a file with its number."""
+        named = {int(path.suffix[1:]) for path in Path(self._folder.name).glob("worker.*")}
+        return sorted(named & {p for p, fields in self.processes().items() if fields[0] != "Z"})
 
 
 def drive(server, count, *, at_once=16):

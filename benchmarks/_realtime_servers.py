@@ -7,11 +7,9 @@ the same body and answer four floats.
 import json
 import os
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-ANSWER = [0.1, 0.2, 0.3, 0.4]
 
 MLSERVER_MODEL = """
 import asyncio
@@ -25,6 +23,25 @@ class NoOp(MLModel):
             await asyncio.sleep({seconds})
         row = ResponseOutput(name="y", shape=[1, 4], datatype="FP32", data=[0.1, 0.2, 0.3, 0.4])
         return InferenceResponse(model_name=self.name, outputs=[row])
+"""
+LITSERVE_APP = """
+import os, pathlib, time
+import litserve
+class NoOp(litserve.LitAPI):
+    def setup(self, device):
+        pathlib.Path(__file__).with_name(f"worker.{{os.getpid()}}").touch()
+    def decode_request(self, request):
+        return request["inputs"][0]["data"]
+    def predict(self, data):
+        time.sleep({seconds}) if {seconds} else None
+        return [0.1, 0.2, 0.3, 0.4]
+    def encode_response(self, output):
+        return {{"outputs": [{{"name": "y", "data": output}}]}}
+if __name__ == "__main__":
+    server = litserve.LitServer(
+        NoOp(), accelerator="cpu", workers_per_device={workers}, restart_workers={restart}
+    )
+    server.run(host="127.0.0.1", port={port}, generate_client_file=False, log_level="error")
 """
 BENTO_SERVICE = """
 import time
@@ -69,26 +86,10 @@ def serve_ours(port, folder, workers, seconds):
 
 def serve_litserve(port, folder, workers, seconds):
     """Serve with LitServe."""
-    import litserve
-
-    class NoOp(litserve.LitAPI):
-        def setup(self, device):
-            return
-
-        def decode_request(self, request):
-            return request["inputs"][0]["data"]
-
-        def predict(self, data):
-            time.sleep(seconds) if seconds else None
-            return ANSWER
-
-        def encode_response(self, output):
-            return {"outputs": [{"name": "y", "data": output}]}
-
-    server = litserve.LitServer(
-        NoOp(), accelerator="cpu", workers_per_device=max(1, workers), restart_workers=workers > 1
-    )
-    server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="error")
+    script = folder / "litserve_app.py"
+    facts = {"port": port, "workers": max(1, workers), "restart": workers > 1, "seconds": seconds}
+    script.write_text(LITSERVE_APP.format(**facts))
+    os.execv(sys.executable, [sys.executable, str(script)])
 
 
 def serve_mlserver(port, folder, workers, seconds):
@@ -102,7 +103,8 @@ def serve_mlserver(port, folder, workers, seconds):
     model = {"name": "noop", "implementation": "noop_model.NoOp"}
     (folder / "model-settings.json").write_text(json.dumps(model))
     os.chdir(folder)
-    os.execv(sys.executable, [sys.executable, "-m", "mlserver.cli", "start", str(folder)])
+    code = "from mlserver.cli import main; main()"
+    os.execv(sys.executable, [sys.executable, "-c", code, "start", str(folder)])
 
 
 def serve_bentoml(port, folder, workers, seconds):

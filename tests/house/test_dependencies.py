@@ -9,18 +9,8 @@ SOURCE = ROOT / "src" / "ingot"
 CORE_WALL = 9
 SERVING = {"starlette", "uvicorn", "msgspec", "prometheus_client", "uvloop", "httptools"}
 MADE_OF_TORCH = {"models/torch_graph.py", "models/_torch_ops.py"}
-EXTRAS = {
-    "fsspec",
-    "psycopg",
-    "torch",
-    "onnxscript",
-    "openvino",
-    "transformers",
-    "pyarrow",
-    "PIL",
-    "jinja2",
-    *SERVING,
-}
+EXTRAS = {"torch", "onnxscript", "openvino", "transformers", "pyarrow", "PIL", "jinja2", *SERVING}
+EXTRAS |= {"fsspec", "psycopg", "grpc", "jwt", "cryptography"}
 
 
 def eager_imports(tree):

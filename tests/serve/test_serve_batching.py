@@ -204,7 +204,7 @@ def test_an_endpoint_batches_and_shows_it(cnn, images, workers):
     from ingot.serve.server import serve_in_thread
 
     version = Version("cnn", 1, cnn.digest, cnn.digest, EngineConfig(threads=1), "t", 0)
-    endpoint = Endpoint(version, cnn, port=0, workers=workers, batching=Batching(4, 200.0))
+    endpoint = Endpoint(version, cnn, port=0, workers=workers, batching=Batching(4, 10_000.0))
     answers = {}
 
     def ask(url, row):

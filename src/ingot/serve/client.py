@@ -57,19 +57,22 @@ def predict(
     return _read_all(answer["outputs"], tail), received
 
 
-def fetch_signature(url: str, name: str, *, timeout_s: float = 30) -> Signature:
+def fetch_signature(
+    url: str, name: str, *, timeout_s: float = 30, headers: Mapping[str, str] | None = None
+) -> Signature:
     """Ask an endpoint what a model takes and gives.
 
     Args:
         url: Address of the server.
         name: Name of the model there.
         timeout_s: Seconds to wait for each step of the exchange.
+        headers: Request headers, e.g. `{"authorization": "Bearer ..."}`.
 
     Raises:
         ServeError: No answer, or the server refused; its own message is quoted.
     """
     path = f"/v2/models/{quote(name, safe='')}"
-    answer, _, _ = _ask(url, "GET", path, body=None, headers={}, timeout_s=timeout_s)
+    answer, _, _ = _ask(url, "GET", path, body=None, headers=headers or {}, timeout_s=timeout_s)
     return Signature(
         tuple(_spec(row) for row in answer["inputs"]),
         tuple(_spec(row) for row in answer["outputs"]),

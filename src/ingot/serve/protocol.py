@@ -209,18 +209,25 @@ def decode_tensor(tensor: InferInput, spec: TensorSpec, tail: Tail | None = None
     """
     _check_type(tensor, spec)
     _check_shape(tensor, spec)
-    data = bytes(tensor.data)
     if tensor.parameters and SIZE in tensor.parameters:
-        if data:
-            raise RequestError(
-                f"Input {spec.name!r} must be in JSON or in bytes; got 'data' and {SIZE}. Drop one."
-            )
-        if tail is None:
-            raise RequestError(
-                f"A request with {SIZE} must have the header Inference-Header-Content-Length; got "
-                "none. Send the length of the JSON before the tensors."
-            )
-        return tail.take(spec, tuple(tensor.shape), tensor.parameters[SIZE])
+        return _from_tail(tensor, spec, tail)
+    return _from_json(tensor, spec, bytes(tensor.data))
+
+
+def _from_tail(tensor: InferInput, spec: TensorSpec, tail: Tail | None) -> Array:
+    if bytes(tensor.data):
+        raise RequestError(
+            f"Input {spec.name!r} must be in JSON or in bytes; got 'data' and {SIZE}. Drop one."
+        )
+    if tail is None:
+        raise RequestError(
+            f"A request with {SIZE} must have the header Inference-Header-Content-Length; got "
+            "none. Send the length of the JSON before the tensors."
+        )
+    return tail.take(spec, tuple(tensor.shape), tensor.parameters[SIZE])
+
+
+def _from_json(tensor: InferInput, spec: TensorSpec, data: bytes) -> Array:
     if not data:
         raise RequestError(
             f"Input {spec.name!r} must carry JSON in 'data', or bytes after the JSON and their "

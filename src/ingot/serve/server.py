@@ -125,10 +125,7 @@ def serve_in_thread(endpoint: Endpoint, session: Session | None = None) -> Runni
         app = build_app(served, observations, metrics=metrics, gate=gate)
         server = Server(app, endpoint, workforce)
         thread = _start(server, listener)
-        host, port = listener.getsockname()[:2]
-        scheme = "http" if endpoint.tls is None else "https"
-        url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-        states = tuple(one.state for one in served)
+        url, states = _url(listener, endpoint.tls), tuple(one.state for one in served)
         return Running(url, states, endpoint.drain_s, server, thread, stack.pop_all())
     raise AssertionError("unreachable: an ExitStack that is popped swallows nothing")
 
@@ -185,6 +182,12 @@ def _stop_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _url(listener: socket.socket, tls: Tls | None) -> str:
+    host, port = listener.getsockname()[:2]
+    scheme = "http" if tls is None else "https"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def check_endpoints(endpoints: Sequence[Endpoint]) -> None:
