@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -166,8 +167,7 @@ def _live_trace(folder: Path) -> list[Claim]:
         rows = _scaling(url)
     times = Counter(_completions(folder).values())
     # an endpoint that rests at zero writes one row for the whole rest; every other row has a next
-    pairs = zip(rows, rows[1:], strict=False)
-    gap_s = max(b["time"] - a["time"] for a, b in pairs if a["instances"] or a["backlog"])
+    gap_s = max(b["time"] - a["time"] for a, b in pairwise(rows) if a["instances"] or a["backlog"])
     most = max(row["instances"] for row in rows)
     return [
         Claim("10,000 requests through a server: jobs done exactly once", times[1], times[1],
