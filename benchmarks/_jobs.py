@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -165,18 +166,17 @@ def _live_trace(folder: Path) -> list[Claim]:
         _wait_zero(process)
         rows = _scaling(url)
     times = Counter(_completions(folder).values())
-    busy = [row["time"] for row in rows]
-    gaps = np.diff([t for t, row in zip(busy, rows, strict=True) if row["backlog"]])
-    gap_s = float(gaps.max()) if len(gaps) else 0.0
+    # an endpoint that rests at zero writes one row for the whole rest; every other row has a next
+    gap_s = max(b["time"] - a["time"] for a, b in pairwise(rows) if a["instances"] or a["backlog"])
     most = max(row["instances"] for row in rows)
     return [
         Claim("10,000 requests through a server: jobs done exactly once", times[1], times[1],
               times[1], "jobs", 1, "10000", times == {1: TRACE}, {},
               f"put one by one in {put_s:.0f} s, all done after {took_s:.0f} s, at most {most} "
               f"instances, cool-downs {LIVE_COOLDOWN_S:g} s; counted by a trigger in the file"),
-        Claim("10,000 requests through a server: longest time between decisions with a backlog",
+        Claim("10,000 requests through a server: longest time between decisions",
               gap_s, gap_s, gap_s, "s", len(rows), "<= 1 s", gap_s <= 1.0, {},
-              "decisions fall on whole seconds; the record also has the time of writing in it"),
+              "between the records of two decisions, unless the endpoint rests at zero"),
     ]  # fmt: skip
 
 

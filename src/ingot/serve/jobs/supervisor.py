@@ -22,7 +22,7 @@ from ingot.twin.policy import Decision, Memory, Seen
 
 log = logging.getLogger(__name__)
 
-_PERIOD_S = 0.95  # a second is promised, and a busy machine may be a little late
+_PERIOD_S = 0.9  # a second is promised, and a busy machine may be a little late
 _LOOK_S = 0.05  # at zero instances, how soon a job put by another program is seen
 _LOOK_AGAIN_S = 0.01
 _START_S = 300.0  # an instance that is not ready by then is ended
