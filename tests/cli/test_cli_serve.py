@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 
 def test_release_refuses_a_model_without_evidence(run, best, tmp_path):
@@ -99,6 +100,68 @@ def test_serve_answers_until_sigterm_and_records_what_it_did(run, released, file
         assert database.execute("SELECT endpoint, status FROM observations").fetchall() == [
             ("tiny", 200)
         ]
+
+
+def test_serve_with_workers_and_keys_drains_when_its_whole_group_is_told_to_stop(
+    run, released, files
+):
+    key = run("keys", "create", "robot", "--scope", "infer:tiny").out.strip()
+    words = [
+        sys.executable, "-m", "ingot.cli", "serve", "tiny@prod", "tiny:1", "--port", "0",
+        "--workers", "1", "--max-batch", "4", "--keys",
+    ]  # fmt: skip
+    twice = run(*words[3:])
+    with subprocess.Popen(
+        words[:5] + words[6:], stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as server:
+        try:
+            url = next(line for line in server.stderr if "answering at" in line).split()[-1]
+            ask = ("predict", f"{url}/tiny", "--data", files / "data.npz", "--rows", 2, "--json")
+            without, done = run(*ask), run(*ask, "--key", key)
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+            code = server.wait(30)
+
+    assert "twice" in twice.err
+    assert (without.code, done.code, code) == (2, 0, 0)
+    assert "401" in without.err
+    assert np.shape(done.json["outputs"]["logits"]) == (2, 4)
+
+
+def test_keys_are_shown_without_their_secret_and_revoked(run):
+    made = run("keys", "create", "robot", "--scope", "infer:*", "--days", 0, "--json").json
+    run("keys", "revoke", made["id"])
+    (row,) = run("keys", "list", "--json").json
+    table = run("keys", "list").out
+
+    assert made["key"].startswith(f"ingot_{made['id']}_")
+    assert made["expires"] is None
+    assert row["revoked"]
+    assert "key" not in row
+    assert made["key"] not in table
+    assert "robot" in table
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("--oidc-issuer", "x"), "go together"),
+        (("--max-batch", "1"), "max_rows >= 2"),
+        (("--timeout-s", "0"), "timeout_s"),
+    ],
+)
+def test_serve_refuses_options_that_do_not_fit(run, released, words, complaint):
+    done = run("serve", "tiny@prod", "--dry-run", *words)
+
+    assert done.code == 2
+    assert complaint in done.err
+
+
+def test_serve_warns_when_everybody_is_let_in(run, released):
+    done = run("serve", "tiny@prod", "--host", "0.0.0.0", "--dry-run")
+
+    assert done.code == 0
+    assert "lets everybody" in done.err
 
 
 def test_ledger_shows_what_happened_in_order(run, released):

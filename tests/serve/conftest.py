@@ -39,6 +39,11 @@ class Doubler:
 
 
 @pytest.fixture
+def doubler() -> Doubler:
+    return Doubler()
+
+
+@pytest.fixture
 def endpoint(tmp_path: Path) -> Endpoint:
     model = Model(tmp_path, MODEL_DIGEST, SIGNATURE, Lineage("onnx"), "doubler")
     version = Version(

@@ -10,7 +10,7 @@ import pytest
 
 from ingot.observe.log import ObservationLog
 from ingot.serve.endpoint import Endpoint
-from ingot.serve.infer import State
+from ingot.serve.state import Served, State
 
 INFER = "/v2/models/doubler/infer"
 
@@ -84,7 +84,9 @@ def test_unknown_pages_are_404_in_the_protocols_words(http, path):
     answer = http.get(path)
 
     assert answer.status_code == 404
-    assert list(answer.json()) == ["error"]
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["error"] == answer.json()["detail"]
+    assert answer.json()["status"] == 404
 
 
 def test_a_wrong_method_is_405_and_says_which_is_right(http):
@@ -283,7 +285,7 @@ def test_a_bug_on_a_page_is_500_without_its_reason(endpoint, caplog):
         def dropped(self):
             raise OSError("secret path")
 
-    app = build_app(endpoint, object(), Broken(), state=State())
+    app = build_app([Served(endpoint, State(), object())], Broken())
     with TestClient(app, raise_server_exceptions=False) as client:
         answer = client.get("/metrics")
 

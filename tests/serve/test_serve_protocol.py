@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from ingot.models.model import Signature, TensorSpec
 from ingot.serve.datatypes import NUMPY_OF, kind_of, wire_name
+from ingot.serve.problems import RequestError
 from ingot.serve.protocol import (
     Inference,
-    RequestError,
     decode_request,
     encode_request,
     encode_response,
@@ -140,19 +140,14 @@ def test_data_nested_beyond_reason_are_refused():
 
 
 def test_bytes_are_refused_with_what_can_be_sent():
-    with pytest.raises(RequestError, match="BYTES, which this endpoint cannot read from JSON"):
+    with pytest.raises(RequestError, match="BYTES, which this endpoint cannot read"):
         decode(request(["a", "b"], shape=[1, 2], datatype="BYTES"), "object")
 
 
-def test_binary_tensors_are_refused_with_what_to_do():
-    tensor = {
-        "name": "x",
-        "shape": [1, 2],
-        "datatype": "FP32",
-        "parameters": {"binary_data_size": 8},
-    }
+def test_a_tensor_without_data_is_refused_with_both_ways_to_send_it():
+    tensor = {"name": "x", "shape": [1, 2], "datatype": "FP32"}
 
-    with pytest.raises(RequestError, match="turn binary data off"):
+    with pytest.raises(RequestError, match="JSON in 'data', or bytes after the JSON"):
         decode(json.dumps({"inputs": [tensor]}).encode())
 
 

@@ -22,6 +22,8 @@ VERBS = (
     "compile",
     "serve",
     "batch",
+    "jobs",
+    "keys",
     "predict",
     "generate",
     "ledger",

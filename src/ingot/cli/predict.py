@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.option(
     "--tokenizer", type=click.Path(path_type=Path, exists=True), help="For texts sent to a URL."
 )
+@click.option("--key", envvar="INGOT_KEY", help="API key for a URL; the variable INGOT_KEY too.")
 @click.option("--split", default="test", show_default=True, help="Split to answer.")
 @click.option("--rows", default=10, show_default=True, help="First rows only; 0 is all.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write every output to this .npz.")
@@ -40,6 +41,7 @@ def command(
     task: str | None,
     columns: tuple[str, ...],
     tokenizer: Path | None,
+    key: str | None,
     split: str,
     rows: int,
     out: Path | None,
@@ -57,7 +59,7 @@ def command(
     data = load_data_option(data_path, task, columns, model)
     part = data.split(split)
     part = part.take(range(min(rows, len(part)))) if rows else part
-    outputs, facts = _remote(target, part) if remote else _local(target, model, part)
+    outputs, facts = _remote(target, part, key) if remote else _local(target, model, part)
     if out is not None:
         import numpy as np
 
@@ -69,13 +71,17 @@ def command(
         _print(outputs, part, facts)
 
 
-def _remote(target: str, part: "Split") -> tuple[dict[str, "Array"], dict[str, str]]:
+def _remote(
+    target: str, part: "Split", key: str | None
+) -> tuple[dict[str, "Array"], dict[str, str]]:
     from ingot.models.feeds import feeds_for
     from ingot.serve.client import fetch_signature, predict
 
     url, _, name = target.rstrip("/").rpartition("/")
-    signature: Signature = fetch_signature(url, name)
-    outputs, headers = predict(url, name, feeds_for(signature, part.inputs))
+    proof = {"authorization": f"Bearer {key}"} if key else {}
+    signature: Signature = fetch_signature(url, name, headers=proof)
+    feeds = feeds_for(signature, part.inputs)
+    outputs, headers = predict(url, name, feeds, headers=proof)
     return outputs, {"version": headers.get("ingot-version", "")}
 
 

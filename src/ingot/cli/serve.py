@@ -1,64 +1,209 @@
-"""`ingot serve`: answer requests with a released version."""
+"""`ingot serve`: answer requests with released versions."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ingot.cli._async_options import async_options, async_settings
 from ingot.cli._options import json_option
 from ingot.cli._print import print_json, say
 from ingot.core.digest import short
 
+if TYPE_CHECKING:
+    from ingot.registry.registry import Registry
+    from ingot.serve.endpoint import Access, Endpoint, Tls
+
+F = TypeVar("F", bound=Callable[..., Any])
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+
+
+def _address_options(function: F) -> F:
+    for option in reversed(
+        (
+            click.option(
+                "--host",
+                default="127.0.0.1",
+                show_default=True,
+                help="Address; loopback unless given.",
+            ),
+            click.option(
+                "--port", default=8000, show_default=True, help="Port; 0 picks a free one."
+            ),
+            click.option(
+                "--grpc-port", type=int, help="Speak gRPC beside REST; 0 picks a free port."
+            ),
+            click.option(
+                "--log",
+                type=click.Path(path_type=Path),
+                help="Observation log; in the Ingot home by default.",
+            ),
+            click.option(
+                "--drain-s",
+                default=10.0,
+                show_default=True,
+                help="Seconds for requests in flight at the end.",
+            ),
+            click.option("--tls-cert", type=_FILE, help="Certificate chain (PEM); with --tls-key."),
+            click.option("--tls-key", type=_FILE, help="Its private key (PEM)."),
+            click.option("--keys", is_flag=True, help="Ask for API keys; see: ingot keys."),
+            click.option("--oidc-issuer", help="Take tokens of this identity provider."),
+            click.option("--oidc-audience", help="This service, as those tokens name it."),
+            click.option("--oidc-jwks", help="The provider's public keys: file or https address."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def _work_options(function: F) -> F:
+    for option in reversed(
+        (
+            click.option(
+                "--workers",
+                default=0,
+                show_default=True,
+                help="Processes per model; 0 runs it in the server's own.",
+            ),
+            click.option(
+                "--no-repeat", is_flag=True, help="Never send a request again when its worker died."
+            ),
+            click.option(
+                "--max-batch", type=int, help="Join requests to calls of up to so many rows."
+            ),
+            click.option(
+                "--max-wait-ms",
+                default=2.0,
+                show_default=True,
+                help="What the first of them waits for others.",
+            ),
+            click.option(
+                "--timeout-s", default=60.0, show_default=True, help="Seconds to answer a request."
+            ),
+            click.option(
+                "--max-waiting",
+                default=512,
+                show_default=True,
+                help="Requests that may wait; more get 429.",
+            ),
+            click.option(
+                "--max-body-mb", default=64, show_default=True, help="Largest body, in MiB."
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
 
 @click.command()
-@click.argument("target", metavar="NAME@STAGE")
-@click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address; loopback unless given."
-)
-@click.option("--port", default=8000, show_default=True, help="Port; 0 picks a free one.")
-@click.option(
-    "--log", type=click.Path(path_type=Path), help="Observation log; in the Ingot home by default."
-)
-@click.option(
-    "--drain-s", default=10.0, show_default=True, help="Seconds for requests in flight at the end."
-)
+@click.argument("targets", metavar="NAME@STAGE...", nargs=-1, required=True)
+@_address_options
+@_work_options
 @click.option("--dry-run", is_flag=True, help="Check that it could be served, and stop.")
+@async_options
 @json_option
+# Any: the options of the three groups above
 def command(
-    *,
-    target: str,
-    host: str,
-    port: int,
-    log: Path | None,
-    drain_s: float,
-    dry_run: bool,
-    as_json: bool,
+    *, targets: tuple[str, ...], dry_run: bool, as_json: bool, is_async: bool, **options: Any
 ) -> None:
-    """Serve a released version over the Open Inference Protocol v2 (REST).
+    """Serve released versions over the Open Inference Protocol v2 (REST).
 
     \b
     Examples:
       ingot serve digits@prod
-      ingot serve digits:3 --port 0
+      ingot serve digits:3 digits:2 letters@prod --port 0
+      ingot serve digits@prod --workers 2 --max-batch 16 --keys --host 0.0.0.0
+      ingot serve digits@prod --async --max-instances 3
     """
-    from ingot.core.files import home
     from ingot.registry.registry import Registry
-    from ingot.serve.endpoint import Endpoint
+    from ingot.serve.server import check_endpoints
 
     with Registry.open() as registry:
-        version = registry.resolve(target)
-        model = registry.model_of(version)
-    endpoint = Endpoint(version, model, host, port, log or home() / "observations.sqlite", drain_s)
+        first, *others = (_endpoint(registry, target, options) for target in targets)
+    check_endpoints((first, *others))
+    endpoint = replace(first, beside=tuple(others))
     if as_json:
-        print_json(
-            {
-                "version": version.digest,
-                "model": version.model,
-                "config": version.config.to_json(),
-                "host": host,
-                "port": port,
-            }
-        )
+        facts = [_facts(one) for one in (first, *others)]
+        print_json(facts[0] | {"beside": facts[1:]})
     else:
-        say(f"{version.label} (version {short(version.digest)}) on {version.config.label}")
-    if not dry_run:
+        for one in (first, *others):
+            version = one.version
+            say(f"{version.label} (version {short(version.digest)}) on {version.config.label}")
+    if endpoint.access is None and endpoint.host not in _LOOPBACK:
+        say(f"warning: {endpoint.host} lets everybody who reaches it in; ask for keys with --keys")
+    if dry_run:
+        return
+    if is_async:
+        _run_jobs(endpoint, options)
+    else:
         endpoint.run(on_ready=lambda url: say(f"answering at {url}"))
+
+
+def _run_jobs(endpoint: "Endpoint", options: dict[str, Any]) -> None:
+    from ingot.serve.jobs.server import run_jobs
+
+    if endpoint.beside:
+        raise click.UsageError("--async takes one version; start a server for each.")
+    settings = async_settings(endpoint.version.name, options)
+    run_jobs(endpoint, settings, on_ready=lambda url: say(f"taking jobs at {url}"))
+
+
+def _endpoint(registry: "Registry", target: str, options: dict[str, Any]) -> "Endpoint":
+    from ingot.core.files import home
+    from ingot.serve.endpoint import Batching, Endpoint
+
+    version = registry.resolve(target)
+    rows = options["max_batch"]
+    return Endpoint(
+        version,
+        registry.model_of(version),
+        options["host"],
+        options["port"],
+        options["log"] or home() / "observations.sqlite",
+        options["drain_s"],
+        max_body_bytes=options["max_body_mb"] * 1024 * 1024,
+        workers=options["workers"],
+        is_idempotent=not options["no_repeat"],
+        batching=None if rows is None else Batching(rows, options["max_wait_ms"]),
+        timeout_s=options["timeout_s"],
+        max_waiting=options["max_waiting"],
+        access=_access(options),
+        tls=_tls(options["tls_cert"], options["tls_key"]),
+        grpc_port=options["grpc_port"],
+    )
+
+
+def _access(options: dict[str, Any]) -> "Access | None":
+    from ingot.core.files import home
+    from ingot.serve.access.keys import KEYS_FILE
+    from ingot.serve.endpoint import Access, Tokens
+
+    words = [options[f"oidc_{name}"] for name in ("issuer", "audience", "jwks")]
+    if any(words) and not all(words):
+        raise click.UsageError("--oidc-issuer, --oidc-audience and --oidc-jwks go together.")
+    tokens = Tokens(*words) if all(words) else None
+    keys = home() / KEYS_FILE if options["keys"] else None
+    return Access(keys, tokens) if keys or tokens else None
+
+
+def _tls(certificate: Path | None, key: Path | None) -> "Tls | None":
+    from ingot.serve.endpoint import Tls
+
+    if (certificate is None) != (key is None):
+        raise click.UsageError("--tls-cert and --tls-key go together.")
+    return Tls(certificate, key) if certificate and key else None
+
+
+def _facts(endpoint: "Endpoint") -> dict[str, Any]:
+    version = endpoint.version
+    return {
+        "version": version.digest,
+        "model": version.model,
+        "config": version.config.to_json(),
+        "host": endpoint.host,
+        "port": endpoint.port,
+        "workers": endpoint.workers,
+    }

@@ -32,7 +32,7 @@ class BucketSession:
         self._session, self._buckets = session, tuple(buckets)
         self.config: EngineConfig = session.config
         self.signature: Signature | None = getattr(session, "signature", None)
-        self._fixed = _fixed_axes(session)
+        self._fixed = fixed_axes(self.signature)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Return every output by name, with as many columns as the mask; those cut are zero."""
@@ -46,13 +46,13 @@ class BucketSession:
         inputs, outputs = self._fixed
         found = self._session.run(
             {
-                name: array if name in inputs else _fit(array, mask.shape, width)
+                name: array if name in inputs else fit_columns(array, mask.shape, width)
                 for name, array in feeds.items()
             }
         )
         shape = (len(mask), width)
         return {
-            name: value if name in outputs else _fit(value, shape, mask.shape[1])
+            name: value if name in outputs else fit_columns(value, shape, mask.shape[1])
             for name, value in found.items()
         }
 
@@ -119,7 +119,7 @@ def _in_streams(
     session: Session, parts: Sequence[Array], inputs: Mapping[str, Array], mask: Array | None
 ) -> Iterator[tuple[Array, dict[str, Array]]]:
     """Give each part of the rows with its outputs; as many run at a time as there are streams."""
-    fixed = _fixed_axes(session)
+    fixed = fixed_axes(getattr(session, "signature", None))  # plug-ins may have none
 
     def run(index: Array) -> tuple[Array, dict[str, Array]]:
         return index, _run_part(session, index, inputs, mask, fixed=fixed)
@@ -146,9 +146,9 @@ def _run_part(
         return session.run(feeds)
     columns, width = mask.shape[1], longest(mask[index])
     shape = (len(index), columns)
-    feeds = {n: a if n in fixed[0] else _fit(a, shape, width) for n, a in feeds.items()}
+    feeds = {n: a if n in fixed[0] else fit_columns(a, shape, width) for n, a in feeds.items()}
     return {
-        name: value if name in fixed[1] else _fit(value, (len(index), width), columns)
+        name: value if name in fixed[1] else fit_columns(value, (len(index), width), columns)
         for name, value in session.run(feeds).items()
     }
 
@@ -158,9 +158,12 @@ def _parts(order: Array, size: int) -> Iterator[Array]:
         yield order[start : start + size]
 
 
-def _fixed_axes(session: Session) -> tuple[frozenset[str], frozenset[str]]:
-    """Return inputs and outputs whose second axis cannot be the sequence: its size is fixed."""
-    signature: Signature | None = getattr(session, "signature", None)  # plug-ins may have none
+def fixed_axes(signature: Signature | None) -> tuple[frozenset[str], frozenset[str]]:
+    """Return inputs and outputs whose second axis cannot be the sequence: its size is fixed.
+
+    Args:
+        signature: Of the model; None if it is not known, and then none are.
+    """
     if signature is None:
         return frozenset(), frozenset()
     inputs, outputs = (
@@ -170,7 +173,7 @@ def _fixed_axes(session: Session) -> tuple[frozenset[str], frozenset[str]]:
     return inputs, outputs
 
 
-def _fit(array: Array, shape: tuple[int, ...], target: int) -> Array:
+def fit_columns(array: Array, shape: tuple[int, ...], target: int) -> Array:
     """Cut or pad with zeros the second axis of arrays `(rows, columns, ...)` of this shape."""
     if array.shape[:2] != shape or target == shape[1]:
         return array

@@ -1,17 +1,18 @@
-"""The web application of an endpoint: routes, headers, one observation per request."""
+"""The web application of a server: routes, headers, one observation per request."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ingot.core.extras import need
 from ingot.models.model import TensorSpec
-from ingot.runtime.engine import Session
+from ingot.serve.access.gate import Gate
 from ingot.serve.datatypes import wire_name
-from ingot.serve.endpoint import Endpoint
-from ingot.serve.infer import FastPath, InferRoute, ObservationSink, State, refuse_path
-from ingot.serve.metrics import Metrics
-from ingot.serve.protocol import encode_error
+from ingot.serve.infer import InferRoute
+from ingot.serve.metrics import Metrics, Series
+from ingot.serve.problems import PROBLEM_TYPE, RequestError, encode_problem
+from ingot.serve.routing import MODEL, VERSION, Dispatch, FastPath, find_version, refuse_path
+from ingot.serve.state import ObservationSink, Served
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -20,25 +21,26 @@ if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
 log = logging.getLogger(__name__)
+_EXTENSIONS = ["binary_tensor_data"]
 
 
 def build_app(
-    endpoint: Endpoint,
-    session: Session,
+    served: Sequence[Served],
     log: ObservationSink | None = None,
     *,
-    state: State | None = None,
+    metrics: Metrics | None = None,
+    gate: Gate | None = None,
 ) -> "Starlette":
-    """Return the ASGI application that answers for one version.
+    """Return the ASGI application that answers for some versions.
 
-    It is not ready before `state.ready` is set, which `ingot.serve.server` does after the first
-    real inference, and refuses inferences with 503 once `state.is_draining` is set.
+    It is not ready before `is_warm` of every state is set, which `ingot.serve.server` does after
+    the first real inference, and refuses inferences with 503 once `is_draining` is set.
 
     Args:
-        endpoint: What is served.
-        session: Its open session; the caller closes it.
+        served: Versions with their states; sessions stay the caller's to close.
         log: Where observations go; None keeps none.
-        state: Shared with whoever starts and stops the application; fresh if not given.
+        metrics: What is counted; fresh if not given.
+        gate: Who may ask; None lets everybody.
 
     Raises:
         MissingExtraError: The extra `serve` is not installed.
@@ -49,71 +51,82 @@ def build_app(
     from starlette.middleware import Middleware
     from starlette.routing import Route
 
-    pages = _Pages(endpoint, state := state or State(), log)
-    infer = InferRoute(endpoint, session, state, log=log, metrics=pages.metrics)
-    model = "/v2/models/{name}"
-    version = model + "/versions/{number}"
-    routes: list[BaseRoute] = [
-        Route(model + "/infer", infer),
-        Route(version + "/infer", infer),
-        *(
-            Route(path, page, methods=["GET"])
-            for path, page in (
-                ("/v2", pages.server),
-                ("/v2/health/live", pages.live),
-                ("/v2/health/ready", pages.ready),
-                (model, pages.model),
-                (version, pages.model),
-                (model + "/ready", pages.model_ready),
-                (version + "/ready", pages.model_ready),
-                ("/metrics", pages.prometheus),
-            )
-        ),
+    metrics = metrics or Metrics()
+    versions = [one.endpoint.version for one in served]
+    infer = [
+        InferRoute(one, versions, log=log, gate=gate, metrics=_series(one, metrics, log))
+        for one in served
     ]
-    name, number = endpoint.version.name, str(endpoint.version.number)
-    served = {"name": name, "number": number}
-    paths = {
-        (model + "/infer").format(**served): {"name": name},
-        (version + "/infer").format(**served): served,
-    }
+    dispatch = Dispatch(versions, infer)
+    routes: list[BaseRoute] = [Route(path + "/infer", dispatch) for path in (MODEL, VERSION)]
+    pages = _Pages(served, metrics, gate).routes()
+    routes += [Route(path, page, methods=["GET"]) for path, page in pages]
     return Starlette(
         routes=routes,
-        middleware=[Middleware(FastPath, infer=infer, paths=paths)],
-        exception_handlers={HTTPException: _http_error, Exception: _crash},
+        middleware=[Middleware(FastPath, versions=versions, routes=infer)],
+        exception_handlers={
+            HTTPException: _http_error,
+            RequestError: _refusal,
+            Exception: _crash,
+        },
     )
+
+
+def _series(one: Served, metrics: Metrics, log: ObservationSink | None) -> Series:
+    version, state = one.endpoint.version, one.state
+    series = metrics.series(version.name, str(version.number))
+    series.watch(
+        "ingot_requests_in_flight", "Requests being answered now.",
+        lambda: state.in_flight, kind="gauge",
+    )  # fmt: skip
+    series.watch(
+        "ingot_observations_dropped", "Observations that were not kept.",
+        lambda: log.dropped if log is not None else 0, kind="counter",
+    )  # fmt: skip
+    return series
 
 
 class _Pages:
     """Everything but inference."""
 
-    def __init__(self, endpoint: Endpoint, state: State, log: ObservationSink | None) -> None:
-        self._endpoint, self._state = endpoint, state
-        self.metrics = Metrics(
-            endpoint.version.name,
-            str(endpoint.version.number),
-            in_flight=lambda: state.in_flight,
-            dropped=lambda: log.dropped if log is not None else 0,
-        )
+    def __init__(self, served: Sequence[Served], metrics: Metrics, gate: Gate | None) -> None:
+        self._served, self._metrics, self._gate = served, metrics, gate
+        self._versions = [one.endpoint.version for one in served]
+
+    def routes(self) -> "list[tuple[str, Callable[[Request], Awaitable[Response]]]]":
+        """Return every page by its path."""
+        return [
+            ("/v2", self.server),
+            ("/v2/health/live", self.live),
+            ("/v2/health/ready", self.ready),
+            (MODEL, self.model),
+            (VERSION, self.model),
+            (MODEL + "/ready", self.model_ready),
+            (VERSION + "/ready", self.model_ready),
+            ("/metrics", self.prometheus),
+            ("/openapi.json", self.openapi),
+        ]
 
     async def server(self, _request: "Request") -> "Response":
         from importlib.metadata import version
 
-        return _json({"name": "ingot", "version": version("ingot"), "extensions": []})
+        return _json({"name": "ingot", "version": version("ingot"), "extensions": _EXTENSIONS})
 
     async def live(self, _request: "Request") -> "Response":
         return _json({"live": True})
 
     async def ready(self, _request: "Request") -> "Response":
-        return _json({"ready": self._state.is_ready}, 200 if self._state.is_ready else 503)
+        is_ready = all(one.state.is_ready for one in self._served)
+        return _json({"ready": is_ready}, 200 if is_ready else 503)
 
     async def model(self, request: "Request") -> "Response":
-        if (unknown := self._unknown(request)) is not None:
-            return unknown
-        version, signature = self._endpoint.version, self._endpoint.model.signature
+        one = await self._named(request)
+        version, signature = one.endpoint.version, one.endpoint.model.signature
+        numbers = [str(v.number) for v in self._versions if v.name == version.name]
         return _json(
             {
                 "name": version.name,
-                "versions": [str(version.number)],
+                "versions": numbers,
                 "platform": f"onnx_{version.config.engine}",
                 "inputs": _specs(signature.inputs),
                 "outputs": _specs(signature.outputs),
@@ -122,20 +135,38 @@ class _Pages:
         )
 
     async def model_ready(self, request: "Request") -> "Response":
-        if (unknown := self._unknown(request)) is not None:
-            return unknown
-        ready = self._state.is_ready
-        body = {"name": self._endpoint.version.name, "ready": ready}
-        return _json(body, 200 if ready else 503)
+        one = await self._named(request)
+        body = {"name": one.endpoint.version.name, "ready": one.state.is_ready}
+        return _json(body, 200 if one.state.is_ready else 503)
 
-    async def prometheus(self, _request: "Request") -> "Response":
+    async def prometheus(self, request: "Request") -> "Response":
         from starlette.responses import Response
 
-        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        await self._admit(request, "metrics")
+        text = self._metrics.text()
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    def _unknown(self, request: "Request") -> "Response | None":
-        message = refuse_path(self._endpoint.version, request.path_params)
-        return None if message is None else _error(message, 404)
+    async def openapi(self, request: "Request") -> "Response":
+        from importlib.metadata import version
+
+        from ingot.serve.openapi import openapi
+
+        shown = [one.endpoint for one in self._served]
+        if self._gate is not None:
+            caller = await self._gate.identify(request.headers.get("authorization", ""))
+            shown = [one for one in shown if caller.may("read", one.version.name)]
+        return _json(openapi(shown, version=version("ingot")))
+
+    async def _admit(self, request: "Request", action: str, model: str = "") -> None:
+        if self._gate is not None:
+            await self._gate.admit(request.headers.get("authorization", ""), action, model)
+
+    async def _named(self, request: "Request") -> Served:
+        await self._admit(request, "read", request.path_params["name"])
+        index = find_version(self._versions, request.path_params)
+        if index is None:
+            raise RequestError(refuse_path(self._versions, request.path_params), status=404)
+        return self._served[index]
 
 
 def _specs(specs: Sequence[TensorSpec]) -> list[dict[str, object]]:
@@ -157,10 +188,16 @@ def _json(value: object, status: int = 200) -> "Response":
     return Response(msgspec.json.encode(value), status, media_type="application/json")
 
 
-def _error(message: str, status: int, headers: dict[str, str] | None = None) -> "Response":
+def _problem(message: str, status: int, headers: dict[str, str] | None = None) -> "Response":
     from starlette.responses import Response
 
-    return Response(encode_error(message), status, headers, media_type="application/json")
+    return Response(encode_problem(status, message), status, headers, media_type=PROBLEM_TYPE)
+
+
+async def _refusal(_request: "Request", error: Exception) -> "Response":
+    assert isinstance(error, RequestError)
+    headers = {"www-authenticate": "Bearer"} if error.status == 401 else None
+    return _problem(str(error), error.status, headers)
 
 
 async def _http_error(request: "Request", error: Exception) -> "Response":
@@ -176,9 +213,9 @@ async def _http_error(request: "Request", error: Exception) -> "Response":
             f"A path must be one of the Open Inference Protocol v2; got {path!r}. "
             "Start at /v2/models/{name} or POST to /v2/models/{name}/infer."
         )
-    return _error(message, error.status_code, dict(error.headers or {}))
+    return _problem(message, error.status_code, dict(error.headers or {}))
 
 
 async def _crash(request: "Request", error: Exception) -> "Response":
     log.error("%s failed", request.url.path, exc_info=error)
-    return _error("The server failed. Its log says why.", 500)
+    return _problem("The server failed. Its log says why.", 500)

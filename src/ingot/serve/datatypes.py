@@ -1,6 +1,10 @@
-"""Names of element types: Open Inference Protocol on the wire, numpy inside."""
+"""Element types: their names and bytes on the wire of the Open Inference Protocol, and in numpy."""
 
 from typing import Literal
+
+import numpy as np
+
+from ingot.data.data import Array
 
 Kind = Literal["bool", "int", "float"]
 
@@ -42,3 +46,19 @@ def kind_of(wire: str) -> Kind:
     if wire == "BOOL":
         return "bool"
     return "float" if wire.startswith("FP") else "int"
+
+
+def to_bytes(array: Array) -> bytes:
+    """Return an array as the protocol's binary extension has it: row-major, little-endian."""
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def from_bytes(data: bytes | memoryview, dtype: str, shape: tuple[int, ...]) -> Array:
+    """Return the array that these bytes are, in memory of its own: aligned and writable.
+
+    Args:
+        data: Row-major, little-endian.
+        dtype: numpy name.
+        shape: Whose size is that of the data.
+    """
+    return np.array(np.frombuffer(data, np.dtype(dtype).newbyteorder("<")), dtype).reshape(shape)

@@ -9,76 +9,58 @@ import logging
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from ingot.core.digest import digest_bytes
-from ingot.core.names import suggest
+from ingot.core.errors import EngineError
+from ingot.data.data import Array
 from ingot.observe.observation import Observation
 from ingot.registry.version import Version
-from ingot.runtime.engine import Session
-from ingot.serve.endpoint import Endpoint
-from ingot.serve.metrics import Metrics
-from ingot.serve.protocol import RequestError, decode_request, encode_error, encode_response
+from ingot.serve.access.gate import Gate
+from ingot.serve.binary import LENGTH_HEADER
+from ingot.serve.metrics import Series
+from ingot.serve.problems import (
+    PROBLEM_TYPE,
+    RequestError,
+    crowded,
+    encode_problem,
+    late,
+    stopping,
+)
+from ingot.serve.protocol import (
+    Inference,
+    decode_request,
+    encode_binary_response,
+    encode_response,
+)
+from ingot.serve.routing import Receive, Scope, Send, refuse_path
+from ingot.serve.runner import Runner, blame
+from ingot.serve.state import ObservationSink, Served
 
 log = logging.getLogger(__name__)
 
-# Any below is the ASGI specification's: scopes and messages are open mappings.
-Scope = Mapping[str, Any]
-Receive = Callable[[], Awaitable[Mapping[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-
 CLIENT_GONE = 499  # nginx's status for a caller that hung up; it is observed, never sent
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
-_READ = (
+_MILLISECONDS = re.compile(r"[1-9]\d{0,8}")
+_READ = frozenset((
     b"content-length", b"content-encoding", b"x-request-id",
-    b"ingot-unit", b"ingot-episode", b"ingot-step",
-)  # fmt: skip
-
-
-class ObservationSink(Protocol):
-    """Where observations go; `ingot.observe.log.ObservationLog` is one."""
-
-    @property
-    def dropped(self) -> int:
-        """How many could not be kept."""
-        ...
-
-    def record(self, observation: Observation) -> None:
-        """Take one without waiting for the disk."""
-        ...
-
-
-def _pool() -> ThreadPoolExecutor:
-    # Two: the engine has its own threads, so more calls at once only compete with each other
-    return ThreadPoolExecutor(2, thread_name_prefix="ingot-infer")
-
-
-@dataclass(slots=True)
-class State:
-    """What an application and whoever runs it know of each other.
-
-    Attributes:
-        is_warm: A real inference has succeeded.
-        is_draining: The endpoint was told to stop.
-        in_flight: Inference requests being answered.
-        inline_bytes: Request bodies up to this size are answered on the event loop, larger ones
-            in a thread; see `ingot.serve.warmup.inline_limit`.
-        pool: The threads.
-    """
-
-    is_warm: bool = False
-    is_draining: bool = False
-    in_flight: int = 0
-    inline_bytes: int = 0
-    pool: ThreadPoolExecutor = field(default_factory=_pool)
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether requests should be sent here."""
-        return self.is_warm and not self.is_draining
+    b"ingot-unit", b"ingot-episode", b"ingot-step", b"ingot-timeout-ms",
+    LENGTH_HEADER,
+))  # fmt: skip
+_JSON = (b"content-type", b"application/json")
+_BYTES = (b"content-type", b"application/octet-stream")
+_PROBLEM = (b"content-type", PROBLEM_TYPE.encode())
+_CLOSE, _RETRY = (b"connection", b"close"), (b"retry-after", b"1")
+_MORE_HEADERS = {
+    401: ((b"www-authenticate", b"Bearer"), _CLOSE),  # the body is not read, nor that of a 403
+    403: (_CLOSE,),
+    405: ((b"allow", b"POST"),),
+    413: (_CLOSE,),  # the rest of the body is not read
+    429: (_RETRY,),
+    503: (_CLOSE, _RETRY),  # a stopping server says goodbye
+}
+_INLINE_CODEC_BYTES = 64 * 1024  # reading or writing more JSON than this takes over a millisecond
 
 
 @dataclass(slots=True)
@@ -90,56 +72,66 @@ class _Call:
     path: Mapping[str, str]
     method: str
     headers: dict[bytes, str]
+    limit_s: float
     request_id: str = ""
     step: int = 0
     inputs_ref: str = ""
+    client: str = ""
+    json_bytes: int | None = None  # of an answer that has tensors after the JSON
+
+    def left_s(self) -> float:
+        """Return the seconds in which it must still be answered."""
+        return self.limit_s - (time.perf_counter() - self.started)
 
 
 class InferRoute:
-    """ASGI application behind both infer paths.
+    """ASGI application behind both infer paths of one model.
 
     Args:
-        endpoint: What is served.
-        session: Its open session.
-        state: Shared with whoever runs the application.
-        log: Where observations go.
+        served: What is served, its state, and its session if it runs in this process.
+        versions: Everything that is served beside it, itself included, for paths that name neither.
         metrics: What is counted.
+        log: Where observations go.
+        gate: Who may ask.
         clock: UTC seconds since 1970.
     """
 
     def __init__(
         self,
-        endpoint: Endpoint,
-        session: Session,
-        state: State,
+        served: Served,
+        versions: Sequence[Version],
         *,
-        metrics: Metrics,
+        metrics: Series,
         log: ObservationSink | None = None,
+        gate: Gate | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        endpoint = served.endpoint
         self._version, self._signature = endpoint.version, endpoint.model.signature
-        self._limit = endpoint.max_body_bytes
-        self._session, self._state, self._clock = session, state, clock
-        self._metrics, self._log = metrics, log
+        self._versions = versions
+        self._limit, self._timeout_s = endpoint.max_body_bytes, endpoint.timeout_s
+        self._most = endpoint.max_waiting
+        self._session, self._state, self._clock = served.session, served.state, clock
+        self._metrics, self._log, self._gate = metrics, log, gate
+        self._read = _READ if gate is None else _READ | {b"authorization"}
         self._digest = endpoint.version.digest
         self._number = str(endpoint.version.number)
         self._headers = [
-            (b"content-type", b"application/json"),
             (b"ingot-version", self._digest.encode()),
             (b"ingot-model", endpoint.version.model.encode()),
         ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; whatever happens is counted and observed."""
-        headers = {k: v.decode("latin-1") for k, v in scope["headers"] if k in _READ}
+        read = self._read
+        headers = {k: v.decode("latin-1") for k, v in scope["headers"] if k in read}
         call = _Call(
-            self._clock(), time.perf_counter(), scope["path_params"], scope["method"], headers
-        )
+            self._clock(), time.perf_counter(), scope["path_params"], scope["method"], headers,
+            self._timeout_s,
+        )  # fmt: skip
         self._state.in_flight += 1
-        status, body = (
-            503,
-            b"",
-        )  # what a request gets that is cancelled when draining takes too long
+        # what a request gets that is cancelled when draining takes too long
+        status, body = 503, b""
         try:
             status, body = await self._answer(call, receive)
             if status != CLIENT_GONE:
@@ -151,27 +143,77 @@ class InferRoute:
     async def _answer(self, call: _Call, receive: Receive) -> tuple[int, bytes]:
         try:
             self._identify(call)
+            if self._gate is not None:
+                proof = call.headers.pop(b"authorization", "")
+                caller = await self._gate.admit(proof, "infer", call.path["name"])
+                call.client = caller.name
             self._admit(call)
             body = await self._body(call, receive)
             if body is None:
                 return CLIENT_GONE, b""
             call.inputs_ref = digest_bytes(body)
-            if len(body) <= self._state.inline_bytes:
-                return 200, self._infer(body)
-            loop = asyncio.get_running_loop()
-            return 200, await loop.run_in_executor(self._state.pool, self._infer, body)
+            state = self._state
+            is_small = len(body) <= state.inline_bytes and state.runner is None
+            if is_small and call.left_s() > 0:
+                return 200, self._infer(call, body)
+            return 200, await self._in_time(call, body)
         except RequestError as error:
-            return error.status, encode_error(str(error))
+            return error.status, encode_problem(error.status, str(error))
         except Exception:  # a process edge: engines raise anything, a request gets its answer
             log.exception("request %s failed", call.request_id)
-            return 500, encode_error(
-                f"The engine failed on request {call.request_id}. The server's log says why."
+            return 500, encode_problem(
+                500, f"The engine failed on request {call.request_id}. The server's log says why."
             )
 
-    def _infer(self, body: bytes) -> bytes:
-        inference = decode_request(body, self._signature)
-        outputs = self._session.run(inference.feeds)
-        return encode_response(outputs, inference, model=self._version.name, version=self._number)
+    async def _in_time(self, call: _Call, body: bytes) -> bytes:
+        state = self._state
+        if state.waiting >= self._most:
+            raise crowded(self._most)
+        state.waiting += 1
+        try:
+            async with asyncio.timeout(call.left_s()) as limit:
+                if state.runner is None:
+                    return await state.threads.run(self._infer, call, body)
+                return await self._elsewhere(state.runner, call, body)
+        except TimeoutError:
+            if limit.expired():
+                raise late(call.limit_s) from None
+            raise
+        finally:
+            state.waiting -= 1
+
+    async def _elsewhere(self, runner: Runner, call: _Call, body: bytes) -> bytes:
+        run = self._state.threads.run
+        if len(body) <= _INLINE_CODEC_BYTES:
+            inference = self._decode(call, body)
+        else:
+            inference = await run(self._decode, call, body)
+        outputs = await runner.run(inference.feeds)
+        if sum(array.nbytes for array in outputs.values()) * 4 <= _INLINE_CODEC_BYTES:
+            return self._encode(call, outputs, inference)
+        return await run(self._encode, call, outputs, inference)
+
+    def _infer(self, call: _Call, body: bytes) -> bytes:
+        assert self._session is not None
+        length = call.headers.get(LENGTH_HEADER)
+        inference = decode_request(body, self._signature, length=length)
+        try:
+            outputs = self._session.run(inference.feeds)
+        except EngineError as error:
+            raise blame(error, self._session, self._state.sample) from error
+        return self._encode(call, outputs, inference)
+
+    def _decode(self, call: _Call, body: bytes) -> Inference:
+        return decode_request(body, self._signature, length=call.headers.get(LENGTH_HEADER))
+
+    def _encode(self, call: _Call, outputs: Mapping[str, Array], inference: Inference) -> bytes:
+        model, number = self._version.name, self._number
+        if not inference.as_bytes:
+            return encode_response(outputs, inference, model=model, version=number)
+        body, call.json_bytes = encode_binary_response(
+            outputs, inference, model=model, version=number
+        )
+        return body
 
     def _identify(self, call: _Call) -> None:
         given = call.headers.get(b"x-request-id", "")
@@ -193,6 +235,14 @@ class InferRoute:
                     "Send the position in the episode."
                 )
             call.step = int(step)
+        timeout = call.headers.get(b"ingot-timeout-ms")
+        if timeout is not None:
+            if not _MILLISECONDS.fullmatch(timeout):
+                raise RequestError(
+                    "Header ingot-timeout-ms must be a whole number of milliseconds from 1 up; "
+                    f"got {timeout[:32]!r}. Send how long you will wait."
+                )
+            call.limit_s = min(call.limit_s, int(timeout) / 1e3)
 
     def _admit(self, call: _Call) -> None:
         if call.method != "POST":
@@ -200,15 +250,11 @@ class InferRoute:
                 f"Inference must be asked with POST; got {call.method}. Change the method.",
                 status=405,
             )
-        message = refuse_path(self._version, call.path)
-        if message is not None:
-            raise RequestError(message, status=404)
+        path = call.path
+        if path["name"] != self._version.name or path.get("number", self._number) != self._number:
+            raise RequestError(refuse_path(self._versions, path), status=404)
         if self._state.is_draining:
-            raise RequestError(
-                "The endpoint must be running to answer; it is stopping. Ask another replica, "
-                "or again when it is back.",
-                status=503,
-            )
+            raise stopping()
         encoding = call.headers.get(b"content-encoding", "identity")
         if encoding != "identity":
             raise RequestError(
@@ -242,14 +288,17 @@ class InferRoute:
 
     async def _send(self, send: Send, call: _Call, status: int, body: bytes) -> None:
         headers = [
+            _JSON,
             *self._headers,
             (b"x-request-id", call.request_id.encode()),
-            (b"content-length", str(len(body)).encode()),
+            (b"content-length", b"%d" % len(body)),
         ]
-        if status == 405:
-            headers.append((b"allow", b"POST"))
-        if status in {413, 503}:  # the rest of the body is not read; a stopping server says goodbye
-            headers.append((b"connection", b"close"))
+        if status != 200:
+            headers[0] = _PROBLEM
+            headers += _MORE_HEADERS.get(status, ())
+        elif call.json_bytes is not None:
+            headers[0] = _BYTES
+            headers.append((LENGTH_HEADER, str(call.json_bytes).encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -269,48 +318,9 @@ class InferRoute:
                 output_ref=digest_bytes(body) if body else "",
                 status=status,
                 latency_ms=seconds * 1e3,
+                client=call.client,
                 hour=int(call.time // 3600 % 24),
                 episode_id=call.headers.get(b"ingot-episode", ""),
                 step=call.step,
             )
         )
-
-
-def refuse_path(version: Version, path: Mapping[str, str]) -> str | None:
-    """Say what is wrong with the model or version that a path names, or None if it is served here.
-
-    Args:
-        version: What is served.
-        path: `name` and perhaps `number`, from the path.
-    """
-    name, number = path["name"], path.get("number", str(version.number))
-    if name != version.name:
-        return f"No model is named {name!r} here. {suggest(name, [version.name])}"
-    if number != str(version.number):
-        served = suggest(number, [str(version.number)])
-        return f"No version of {name!r} has number {number!r} here. {served}"
-    return None
-
-
-class FastPath:
-    """Middleware that takes inferences past the router, which costs as much as reading a tensor.
-
-    Args:
-        app: The rest of the application.
-        infer: What answers inferences.
-        paths: Parameters of the exact paths that go past; the router takes every other spelling.
-    """
-
-    def __init__(
-        self, app: Any, *, infer: InferRoute, paths: Mapping[str, Mapping[str, str]]
-    ) -> None:
-        self._app, self._infer, self._paths = app, infer, paths
-
-    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        """Answer, or pass on."""
-        params = self._paths.get(scope["path"]) if scope["type"] == "http" else None
-        if params is None:
-            await self._app(scope, receive, send)
-        else:
-            scope["path_params"] = params
-            await self._infer(scope, receive, send)

@@ -1,7 +1,8 @@
 """Open Inference Protocol v2 over REST: what a request must be, what an answer looks like.
 
 The protocol is the one KServe, Triton and MLServer clients speak
-(https://github.com/kserve/open-inference-protocol). Tensors travel as JSON.
+(https://github.com/kserve/open-inference-protocol). Tensors travel as JSON or, by its binary
+extension, as raw bytes; see `ingot.serve.binary`.
 """
 
 import math
@@ -14,26 +15,20 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ingot.core.errors import ServeError
 from ingot.core.names import suggest
 from ingot.data.data import Array
 from ingot.models.model import Signature, TensorSpec
-from ingot.serve.datatypes import NUMPY_OF, kind_of, wire_name
+from ingot.serve.binary import SIZE, Tail, split_body, wants_bytes
+from ingot.serve.datatypes import NUMPY_OF, kind_of, to_bytes, wire_name
+from ingot.serve.problems import RequestError
 
 _NESTED = re.compile(rb"\s*\[\s*\[")
 _EMPTY = msgspec.Raw()
 _KINDS: dict[str, Any] = {"bool": bool, "int": int, "float": float | None}  # a JSON null is NaN
 
 
-class RequestError(ServeError):
-    """A request that is refused, with the HTTP status that says why."""
-
-    def __init__(self, message: str, *, status: int = 400) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-# Any below: the protocol lets a parameter be a string, a number or a boolean; none is acted upon.
+# Any below: the protocol lets a parameter be a string, a number or a boolean; those of the binary
+# extension are acted upon.
 class InferInput(msgspec.Struct):
     """One input tensor of a request; `data` stays undecoded until its type is known."""
 
@@ -69,12 +64,21 @@ class OutputTensor(msgspec.Struct):
     data: list[bool] | list[int] | list[float]
 
 
+class BinaryTensor(msgspec.Struct):
+    """One output tensor of an answer whose bytes come after the JSON."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    parameters: dict[str, int]
+
+
 class InferResponse(msgspec.Struct, omit_defaults=True):
     """An answer."""
 
     model_name: str
     model_version: str
-    outputs: list[OutputTensor]
+    outputs: Sequence[OutputTensor | BinaryTensor]
     id: str | None = None
 
 
@@ -86,41 +90,53 @@ class Inference:
         feeds: Every input of the signature by name.
         outputs: Names of the outputs to answer with, in the caller's order.
         id: The caller's id, echoed in the answer.
+        as_bytes: Those of the outputs that are asked for as bytes.
     """
 
     feeds: Mapping[str, Array]
     outputs: tuple[str, ...]
     id: str | None = None
+    as_bytes: frozenset[str] = frozenset()
 
 
 _REQUEST = msgspec.json.Decoder(InferRequest)
 _ENCODER = msgspec.json.Encoder()
 
 
-def decode_request(body: bytes, signature: Signature) -> Inference:
+def decode_request(body: bytes, signature: Signature, *, length: str | None = None) -> Inference:
     """Read a request body and check it against a signature.
 
     Args:
-        body: JSON of an infer request; tensor data flat (row-major) or nested.
+        body: JSON of an infer request, tensor data flat (row-major) or nested; with `length`, that
+            many bytes of JSON and then tensors as bytes.
         signature: What the model takes and gives.
+        length: Header `Inference-Header-Content-Length`, if the request has it.
 
     Raises:
         RequestError: Not JSON, not a request, or tensors that do not fit (status 400).
     """
+    data, tail = split_body(body, length)
     try:
-        request = _REQUEST.decode(body)
+        request = _REQUEST.decode(data)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise RequestError(
             f"The body must be an Open Inference Protocol v2 request; got: {error}. "
             'Send {"inputs": [{"name", "shape", "datatype", "data"}]}.'
         ) from error
-    feeds = _feeds(request.inputs, signature.inputs)
+    feeds = _feeds(request.inputs, signature.inputs, tail)
+    if tail is not None:
+        tail.end()
     known = tuple(spec.name for spec in signature.outputs)
-    wanted = tuple(output.name for output in request.outputs or ()) or known
+    asked = request.outputs or ()
+    wanted = tuple(output.name for output in asked) or known
     for name in wanted:
         if name not in known:
             raise RequestError(f"No output is named {name!r}. {suggest(name, known)}")
-    return Inference(feeds, wanted, request.id)
+    if not asked and not request.parameters:
+        return Inference(feeds, wanted, request.id)
+    own = {output.name: output.parameters for output in asked}
+    as_bytes = {name for name in wanted if wants_bytes(own.get(name, {}), request.parameters)}
+    return Inference(feeds, wanted, request.id, frozenset(as_bytes))
 
 
 def encode_response(
@@ -144,9 +160,35 @@ def encode_response(
     return _ENCODER.encode(InferResponse(model, version, tensors, inference.id))
 
 
-def encode_error(message: str) -> bytes:
-    """Write an error the way the protocol has it: `{"error": "..."}`."""
-    return _ENCODER.encode({"error": message})
+def encode_binary_response(
+    outputs: Mapping[str, Array], inference: Inference, *, model: str, version: str
+) -> tuple[bytes, int]:
+    """Write an answer whose outputs, or some of them, are bytes after the JSON.
+
+    Args:
+        outputs: Arrays by output name.
+        inference: The request that is answered.
+        model: Name of the model.
+        version: Its version number.
+
+    Returns:
+        The body, and how many bytes of it are JSON.
+
+    Raises:
+        RequestError: An output has a type that the protocol cannot carry (status 500).
+    """
+    tensors: list[OutputTensor | BinaryTensor] = []
+    tail: list[bytes] = []
+    for name in inference.outputs:
+        array = outputs[name]
+        if name not in inference.as_bytes:
+            tensors.append(_tensor(name, array))
+            continue
+        datatype = _carried(name, array)
+        tail.append(to_bytes(array))
+        tensors.append(BinaryTensor(name, datatype, array.shape, {SIZE: len(tail[-1])}))
+    head = _ENCODER.encode(InferResponse(model, version, tensors, inference.id))
+    return b"".join((head, *tail)), len(head)
 
 
 def encode_request(feeds: Mapping[str, Array]) -> bytes:
@@ -154,19 +196,43 @@ def encode_request(feeds: Mapping[str, Array]) -> bytes:
     return _ENCODER.encode({"inputs": [_tensor(name, feeds[name]) for name in feeds]})
 
 
-def decode_tensor(tensor: InferInput, spec: TensorSpec) -> Array:
+def decode_tensor(tensor: InferInput, spec: TensorSpec, tail: Tail | None = None) -> Array:
     """Return the array that a request's tensor holds.
 
     Args:
         tensor: As received.
         spec: The model's input of the same name; a string in its shape is any size from 1 up.
+        tail: The bytes after the JSON, where a binary tensor takes its own from.
 
     Raises:
         RequestError: Datatype, shape, count or values do not fit.
     """
     _check_type(tensor, spec)
     _check_shape(tensor, spec)
-    data = bytes(tensor.data)
+    if tensor.parameters and SIZE in tensor.parameters:
+        return _from_tail(tensor, spec, tail)
+    return _from_json(tensor, spec, bytes(tensor.data))
+
+
+def _from_tail(tensor: InferInput, spec: TensorSpec, tail: Tail | None) -> Array:
+    if bytes(tensor.data):
+        raise RequestError(
+            f"Input {spec.name!r} must be in JSON or in bytes; got 'data' and {SIZE}. Drop one."
+        )
+    if tail is None:
+        raise RequestError(
+            f"A request with {SIZE} must have the header Inference-Header-Content-Length; got "
+            "none. Send the length of the JSON before the tensors."
+        )
+    return tail.take(spec, tuple(tensor.shape), tensor.parameters[SIZE])
+
+
+def _from_json(tensor: InferInput, spec: TensorSpec, data: bytes) -> Array:
+    if not data:
+        raise RequestError(
+            f"Input {spec.name!r} must carry JSON in 'data', or bytes after the JSON and their "
+            f"number as {SIZE} in its parameters; got neither. Add one."
+        )
     nested = _NESTED.match(data) is not None
     shape = tuple(tensor.shape)
     try:
@@ -193,7 +259,9 @@ def decode_tensor(tensor: InferInput, spec: TensorSpec) -> Array:
     return array.reshape(shape)
 
 
-def _feeds(tensors: Sequence[InferInput], specs: Sequence[TensorSpec]) -> dict[str, Array]:
+def _feeds(
+    tensors: Sequence[InferInput], specs: Sequence[TensorSpec], tail: Tail | None
+) -> dict[str, Array]:
     known = {spec.name: spec for spec in specs}
     feeds: dict[str, Array] = {}
     for tensor in tensors:
@@ -202,7 +270,7 @@ def _feeds(tensors: Sequence[InferInput], specs: Sequence[TensorSpec]) -> dict[s
             raise RequestError(f"No input is named {tensor.name!r}. {suggest(tensor.name, known)}")
         if tensor.name in feeds:
             raise RequestError(f"Input {tensor.name!r} must be given once; got it twice. Drop one.")
-        feeds[tensor.name] = decode_tensor(tensor, spec)
+        feeds[tensor.name] = decode_tensor(tensor, spec, tail)
     missing = [name for name in known if name not in feeds]
     if missing:
         raise RequestError(
@@ -237,27 +305,23 @@ def _check_type(tensor: InferInput, spec: TensorSpec) -> None:
         )
     if expected not in NUMPY_OF:
         raise RequestError(
-            f"Input {spec.name!r} is {expected}, which this endpoint cannot read from JSON. "
+            f"Input {spec.name!r} is {expected}, which this endpoint cannot read. "
             f"Serve a model whose inputs are among {', '.join(NUMPY_OF)}."
-        )
-    if not bytes(tensor.data):
-        raise RequestError(
-            f"Input {spec.name!r} must carry JSON in 'data'; got none. "
-            "Binary tensors are not spoken here: turn binary data off in the client."
         )
 
 
 def _check_shape(tensor: InferInput, spec: TensorSpec) -> None:
+    if len(tensor.shape) == len(spec.shape):
+        for axis, size in zip(spec.shape, tensor.shape, strict=True):
+            if size < 1 or (axis != size and not isinstance(axis, str)):
+                break
+        else:
+            return
     shown = [axis if isinstance(axis, int) else -1 for axis in spec.shape]
-    fits = len(tensor.shape) == len(spec.shape) and all(
-        size >= 1 and (isinstance(axis, str) or axis == size)
-        for axis, size in zip(spec.shape, tensor.shape, strict=True)
+    raise RequestError(
+        f"Shape of input {spec.name!r} must be {shown} (-1 is any size from 1 up); "
+        f"got {tensor.shape}. Reshape the input."
     )
-    if not fits:
-        raise RequestError(
-            f"Shape of input {spec.name!r} must be {shown} (-1 is any size from 1 up); "
-            f"got {tensor.shape}. Reshape the input."
-        )
 
 
 @cache
@@ -274,6 +338,10 @@ def _wire_of(dtype: "np.dtype[Any]") -> str:  # numpy builds a dtype's name anew
 
 
 def _tensor(name: str, array: Array) -> OutputTensor:
+    return OutputTensor(name, _carried(name, array), array.shape, array.ravel().tolist())
+
+
+def _carried(name: str, array: Array) -> str:
     datatype = _wire_of(array.dtype)
     if datatype not in NUMPY_OF:
         raise RequestError(
@@ -281,4 +349,4 @@ def _tensor(name: str, array: Array) -> OutputTensor:
             f"are among {', '.join(NUMPY_OF)}.",
             status=500,
         )
-    return OutputTensor(name, datatype, array.shape, array.ravel().tolist())
+    return datatype

@@ -5,25 +5,26 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from ingot.core.errors import ServeError
 from ingot.core.extras import need
 from ingot.runtime.engine import Session
-from ingot.serve.endpoint import Endpoint
+from ingot.serve.endpoint import Endpoint, Tls
 
 if TYPE_CHECKING:
     from ingot.observe.log import ObservationLog
-    from ingot.serve.infer import State
+    from ingot.serve.access.gate import Gate
+    from ingot.serve.state import Served, State
+    from ingot.serve.web import Server
 
 log = logging.getLogger(__name__)
 
 _TICK_S = 0.005
-_KEEP_ALIVE_S = 60
 
 
 @dataclass(slots=True)
@@ -32,13 +33,13 @@ class Running:
 
     Attributes:
         url: Where it answers, e.g. `http://127.0.0.1:8000`.
-        state: Readiness and requests in flight.
+        states: Readiness and requests in flight of every model.
     """
 
     url: str
-    state: "State"
+    states: "tuple[State, ...]"
     _drain_s: float
-    _server: Any  # a uvicorn.Server, imported late
+    _server: "Server"
     _thread: threading.Thread
     _resources: ExitStack
 
@@ -54,18 +55,33 @@ class Running:
         self.stop()
 
     @property
+    def state(self) -> "State":
+        """Readiness and requests in flight of the first model."""
+        return self.states[0]
+
+    @property
+    def grpc_port(self) -> int | None:
+        """Where it answers over gRPC; None if it does not."""
+        return None if self._server.rpc is None else self._server.rpc.port
+
+    @property
     def is_alive(self) -> bool:
         """Whether the server still runs."""
         return self._thread.is_alive()
+
+    @property
+    def _is_busy(self) -> bool:
+        return any(state.in_flight for state in self.states)
 
     def stop(self) -> None:
         """Drain and end: refuse new requests, finish those in flight within `drain_s`, close all.
 
         Calling it again does nothing.
         """
-        self.state.is_draining = True
+        for state in self.states:
+            state.is_draining = True
         deadline = time.monotonic() + self._drain_s
-        while self.state.in_flight and time.monotonic() < deadline and self.is_alive:
+        while self._is_busy and time.monotonic() < deadline and self.is_alive:
             time.sleep(_TICK_S)
         self._server.should_exit = True
         self._thread.join()
@@ -85,27 +101,32 @@ def serve_in_thread(endpoint: Endpoint, session: Session | None = None) -> Runni
         ServeError: The address is taken, or the model does not answer.
         EngineError: No session can be opened.
     """
-    for module in ("starlette", "uvicorn", "msgspec", "prometheus_client"):
+    for module in ("starlette", "uvicorn", "httptools", "msgspec", "prometheus_client"):
         need(module, extra="serve", what="Serving")
     from ingot.serve.app import build_app
-    from ingot.serve.infer import State
+    from ingot.serve.metrics import Metrics
+    from ingot.serve.web import Server
+    from ingot.serve.workers.workforce import Workforce
 
+    endpoints = (endpoint, *endpoint.beside)
+    check_endpoints(endpoints)
     with ExitStack() as stack:
         listener = stack.enter_context(_bind(endpoint.host, endpoint.port))
-        state = State()
-        if session is None:
-            session = _open_session(endpoint)
-            stack.callback(_close_session, session, state)
-        stack.callback(_end_pool, state)
-        _make_ready(endpoint, session, state)
+        gate = _open_gate(endpoint)
+        if gate is not None:
+            stack.callback(gate.close)
+        sessions = (session, *(None for _ in endpoint.beside))
+        served = [_serve(*pair, stack) for pair in zip(endpoints, sessions, strict=True)]
+        metrics = Metrics()
+        workforce = Workforce(served, metrics)
         observations = _open_log(endpoint)
         if observations is not None:
             stack.callback(observations.close)
-        app = build_app(endpoint, session, observations, state=state)
-        server, thread = _start(app, listener)
-        host, port = listener.getsockname()[:2]
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        return Running(url, state, endpoint.drain_s, server, thread, stack.pop_all())
+        app = build_app(served, observations, metrics=metrics, gate=gate)
+        server = Server(app, endpoint, workforce)
+        thread = _start(server, listener)
+        url, states = _url(listener, endpoint.tls), tuple(one.state for one in served)
+        return Running(url, states, endpoint.drain_s, server, thread, stack.pop_all())
     raise AssertionError("unreachable: an ExitStack that is popped swallows nothing")
 
 
@@ -163,6 +184,59 @@ def _stop_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+def _url(listener: socket.socket, tls: Tls | None) -> str:
+    host, port = listener.getsockname()[:2]
+    scheme = "http" if tls is None else "https"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def check_endpoints(endpoints: Sequence[Endpoint]) -> None:
+    """Refuse settings that cannot be served, before anything is opened.
+
+    Raises:
+        ServeError: A number is out of range, or one version is served twice.
+    """
+    for endpoint in endpoints:
+        label = endpoint.version.label
+        limits = {
+            "timeout_s": endpoint.timeout_s, "read_timeout_s": endpoint.read_timeout_s,
+            "max_body_bytes": endpoint.max_body_bytes, "max_waiting": endpoint.max_waiting,
+        }  # fmt: skip
+        for name, value in limits.items():
+            if not value > 0:
+                raise ServeError(f"{name} of {label} must be above 0; got {value}. Raise it.")
+        batching = endpoint.batching
+        if batching is not None and (batching.max_rows < 2 or batching.max_wait_ms < 0):
+            raise ServeError(
+                f"Batching of {label} must have max_rows >= 2 and max_wait_ms >= 0; got {batching}."
+                " Leave it out to run each request alone."
+            )
+        if endpoint.workers < 0:
+            raise ServeError(
+                f"workers of {label} must be 0 or more; got {endpoint.workers}. Use 0 to run the "
+                "model in the server's own process."
+            )
+    _check_tls(endpoints[0].tls)
+    labels = [endpoint.version.label for endpoint in endpoints]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ServeError(f"A version must be served once; got {label} twice. Leave one out.")
+
+
+def _check_tls(tls: Tls | None) -> None:
+    if tls is None:
+        return
+    import ssl
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.certificate, tls.key)
+    except (OSError, ssl.SSLError) as error:
+        raise ServeError(
+            f"Certificate and key must be PEM files that belong together; got {error}. "
+            "Check --tls-cert and --tls-key."
+        ) from error
+
+
 def _bind(host: str, port: int) -> socket.socket:
     # bound now, so that a taken port fails before a model is loaded; listening starts when ready
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
@@ -192,48 +266,54 @@ def _open_log(endpoint: Endpoint) -> "ObservationLog | None":
     return ObservationLog(endpoint.log)
 
 
+def _open_gate(endpoint: Endpoint) -> "Gate | None":
+    if endpoint.access is None:
+        return None
+    from ingot.serve.access.gate import Gate
+
+    return Gate(endpoint.access)
+
+
+def _serve(endpoint: Endpoint, session: Session | None, stack: ExitStack) -> "Served":
+    """Return a model with its state, warm if it runs in this process."""
+    from ingot.serve.state import Served, State
+
+    state = State()
+    if session is None and endpoint.workers == 0:
+        session = _open_session(endpoint)
+        stack.callback(_close_session, session, state)
+    stack.callback(state.threads.close)
+    if session is not None:
+        _make_ready(endpoint, session, state)
+    return Served(endpoint, state, session)
+
+
 def _make_ready(endpoint: Endpoint, session: Session, state: "State") -> None:
     from ingot.serve.protocol import encode_request
     from ingot.serve.warmup import inline_limit, warm_up
 
     feeds, latency_ms = warm_up(session, endpoint.model.signature, endpoint.version.config)
     state.inline_bytes = inline_limit(latency_ms, len(encode_request(feeds)))
+    state.sample = feeds
     state.is_warm = True
 
 
-def _start(app: Any, listener: socket.socket) -> tuple[Any, threading.Thread]:
-    import uvicorn
-
-    config = uvicorn.Config(
-        app,
-        lifespan="off",
-        ws="none",
-        access_log=False,
-        log_config=None,
-        proxy_headers=False,
-        server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=1,  # what is still in flight then has had its drain_s already
-    )
-    server = uvicorn.Server(config)
+def _start(server: "Server", listener: socket.socket) -> threading.Thread:
     thread = threading.Thread(
         target=server.run, kwargs={"sockets": [listener]}, name="ingot-serve", daemon=True
     )
     thread.start()
     while not server.started and thread.is_alive():
         time.sleep(_TICK_S)
+    if server.failure is not None:
+        raise server.failure
     if not server.started:
         raise ServeError("The web server must start; it ended at once. The log says why.")
-    return server, thread
-
-
-def _end_pool(state: "State") -> None:
-    # an engine call cannot be interrupted: one that outlived its drain is left to the process's end
-    state.pool.shutdown(wait=not state.in_flight, cancel_futures=True)
+    return thread
 
 
 def _close_session(session: Session, state: "State") -> None:
-    if state.in_flight:
-        log.warning("%d requests were still in the engine when it had to stop", state.in_flight)
+    if running := state.threads.running:
+        log.warning("%d requests were still in the engine when it had to stop", running)
         return  # freeing memory under a running engine call would crash the process
     session.close()

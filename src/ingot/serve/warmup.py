@@ -1,7 +1,7 @@
 """The first inference: it makes an endpoint ready and decides where small requests run."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -54,6 +54,23 @@ def warm_up(
         f"A model must answer one request before its endpoint is ready; got: {failure}. "
         "Check it with: ingot doctor, ingot inspect MODEL."
     ) from failure
+
+
+def still_answers(session: Session, feeds: Mapping[str, Array]) -> bool:
+    """Say whether a session that just failed on a request answers the warm-up's inputs.
+
+    If it does, the request was at fault: a token beyond the vocabulary, say, which no signature
+    forbids. If it does not, the engine is.
+
+    Args:
+        session: Open.
+        feeds: What it has answered before.
+    """
+    try:
+        session.run(feeds)
+    except Exception:  # noqa: BLE001 # engines raise anything; the caller logs what led here
+        return False
+    return True
 
 
 def sample_feeds(signature: Signature, size: int) -> dict[str, Array]:

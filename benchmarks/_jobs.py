@@ -1,0 +1,388 @@
+"""Asynchronous jobs: what is lost under SIGKILL, enqueue rates, cold starts, the long trace."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from _jobs_server import NAME
+from _postgres_server import postgres_server
+from _results import HERE, Claim, Section
+
+from ingot.core.errors import ServeError
+from ingot.evaluate.intervals import proportion
+from ingot.runtime._quantiles import quantile_interval
+from ingot.serve.jobs.client import JobClient
+from ingot.serve.jobs.job import JobState, NewJob
+from ingot.serve.jobs.postgres_store import PostgresJobStore
+from ingot.serve.jobs.sqlite_store import SqliteJobStore
+from ingot.serve.jobs.table_store import TableJobStore
+from ingot.testing.kill_jobs import kill_jobs
+from ingot.twin.policy import ScalingPolicy
+from ingot.twin.trace import replay
+
+JOBS, KILLS, SEED = 1000, 50, 0
+PUTS, COLD_STARTS, TRACE = 5000, 200, 10_000
+AT_ONCE, WEB_PUTS = 16, 100
+WORK_S = 0.1  # a job of the kill test, so that kills hit jobs in hand
+ARRIVALS_PER_S, SERVICE_S = 50.0, 0.25
+LIVE_COOLDOWN_S = 2.0
+
+
+def kills(_data: Path, work: Path) -> Section:
+    """Kill whoever puts and runs jobs: the driver alone, and a whole endpoint over HTTP."""
+    folder = _empty(work / "kills")
+    path = folder / "jobs.sqlite"
+    SqliteJobStore(path).close()
+    claims = _kill_driver("sqlite", partial(SqliteJobStore, path, is_first=False), folder)
+    with postgres_server() as url:
+        open_store = partial(PostgresJobStore, url)
+        claims += _kill_driver("postgres", open_store, _empty(work / "kills_postgres"))
+    whole = _kill_endpoint(_empty(work / "kill_endpoint"))
+    return Section(claims + _lost_claims("whole endpoint over HTTP, sqlite", *whole))
+
+
+def enqueue(_data: Path, work: Path) -> Section:
+    """Put jobs one commit at a time, in both modes of durability; FULL in batches too."""
+    folder, rows, claims = _empty(work / "enqueue"), [], []
+    for durability, at_once in (("NORMAL", 1), ("FULL", 1), ("FULL", 64)):
+        rates = [
+            _enqueue_rate(folder / f"{durability}{at_once}{i}.sqlite", durability, at_once)
+            for i in range(5)
+        ]
+        found = float(np.median(rates)), min(rates), max(rates)
+        survives = "a process kill" if durability == "NORMAL" else "power loss"
+        rows.append([durability, at_once, survives, *(round(rate) for rate in found)])
+        if at_once == 1:
+            asked = ">= 5000" if durability == "NORMAL" else "shown beside"
+            claims.append(
+                Claim(
+                    f"enqueue, one commit each, mode that survives {survives}", *found, "1/s",
+                    len(rates), asked, durability == "FULL" or found[1] >= 5000, {},
+                    f"synchronous={durability}, body of 400 bytes; least and most of 5 runs",
+                )
+            )  # fmt: skip
+    with postgres_server() as url, closing(PostgresJobStore(url)) as store:
+        rates = [_put_all(store, f"{run}-", PUTS // 10, 1) for run in range(5)]
+    spread = (float(np.median(rates)), min(rates), max(rates))
+    rows.append(["PostgreSQL, its own defaults", 1, "power loss", *(round(r) for r in spread)])
+    rows.append(["NORMAL, over HTTP, 16 connections", "as they come", "a process kill",
+                 *(round(rate) for rate in _web_rates(_empty(work / "enqueue_web")))])  # fmt: skip
+    return Section(claims, {"enqueue": rows})
+
+
+def cold(_data: Path, work: Path) -> Section:
+    """Time from POST to the result's file, each job at an endpoint that has gone to zero."""
+    folder = _empty(work / "cold")
+    began = time.monotonic()
+    took = []
+    with _server(folder, cooldown_s=0.0) as (process, url):
+        client = JobClient(url, NAME)
+        asked = client.submit(_request())
+        _wait_file(Path(asked["output"]))
+        first_s = time.monotonic() - began
+        for _ in range(COLD_STARTS):
+            _wait_zero(process)
+            start = time.perf_counter()
+            _wait_file(Path(client.submit(_request())["output"]))
+            took.append((time.perf_counter() - start) * 1e3)
+        decisions = _scaling(url)
+    command = [sys.executable, "-m", "ingot.cli", "jobs", "demo", "--json"]
+    began = time.monotonic()
+    shown = subprocess.run(command, check=True, capture_output=True)
+    demo_s, demo = time.monotonic() - began, json.loads(shown.stdout)
+    woken = sum(row["action"] == "wake" for row in decisions)
+    p95, low, high = quantile_interval(took, 0.95)
+    p50 = float(np.median(took))
+    return Section(
+        [
+            Claim("cold start from zero, warm host, enqueue to result, p95", p95, low, high, "ms",
+                  len(took), "<= 100 ms", high <= 100, {"p50": p50},
+                  f"small CNN on ONNX Runtime, POST to the file of the result; {woken} wakes"),
+            Claim("cold host: start of the server to the first durable result", first_s, first_s,
+                  first_s, "s", 1, "<= 3 s", first_s <= 3, {}, "one run, in a fresh process"),
+            Claim("install to first durable async result: one command after install", demo_s,
+                  demo_s, demo_s, "s", 1, "< 10 s", demo_s < 10, {},
+                  f"`ingot jobs demo` from its start to its end; first result after "
+                  f"{demo['first_s']:.2f} s, then {demo['jobs']} jobs and a killed instance; "
+                  f"{demo['succeeded']} answered; the install itself is not counted"),
+        ]
+    )  # fmt: skip
+
+
+def trace(_data: Path, work: Path) -> Section:
+    """Ten thousand requests: the charts in simulated time, and the same number through a server."""
+    arrivals = [i / ARRIVALS_PER_S for i in range(TRACE)]
+    found = replay(ScalingPolicy(), arrivals, service_s=SERVICE_S, concurrency=2)
+    charts = found.series()
+    rows = [
+        [round(t, 2), int(b), round(per, 2), int(n)]
+        for t, b, per, n in zip(*charts.values(), strict=True)
+    ]
+    kept = [row for i, row in enumerate(rows) if i % 10 == 0 or row[3] != rows[i - 1][3]]
+    gap_s = float(np.diff(charts["time_s"]).max())
+    end_s = charts["time_s"][-1]
+    claims = [
+        Claim("10,000-request trace, simulated: jobs done once", TRACE, TRACE, TRACE, "jobs", 1,
+              "10000", not np.isnan(found.finished_s).any(), {},
+              f"{ARRIVALS_PER_S:g}/s for {TRACE / ARRIVALS_PER_S:g} s, {SERVICE_S} s each, min 0, "
+              f"max 5, target 5, cool-downs 120 s; peak backlog {max(charts['backlog']):.0f}, "
+              f"{found.instance_s:.0f} instance-seconds"),
+        Claim("10,000-request trace, simulated: instances at the end", charts["instances"][-1],
+              charts["instances"][-1], charts["instances"][-1], "instances", 1, "0",
+              charts["instances"][-1] == 0, {}, f"zero again {end_s:.0f} s after the start"),
+        Claim("10,000-request trace, simulated: longest time between decisions", gap_s, gap_s,
+              gap_s, "s", len(rows), "<= 1 s", gap_s <= 1.0),
+    ]  # fmt: skip
+    live = _live_trace(_empty(work / "trace"))
+    return Section(claims + live, {"trace": kept})
+
+
+def _live_trace(folder: Path) -> list[Claim]:
+    with _server(folder, cooldown_s=LIVE_COOLDOWN_S) as (process, url):
+        _watch(folder)
+        client = JobClient(url, NAME)
+        began = time.monotonic()
+        request = _request()
+        _wait_zero(process)
+        for i in range(TRACE):
+            client.submit(request, idempotency_key=f"r{i}")
+        put_s = time.monotonic() - began
+        _wait_counts(client, TRACE)
+        took_s = time.monotonic() - began
+        _wait_zero(process)
+        rows = _scaling(url)
+    times = Counter(_completions(folder).values())
+    # an endpoint that rests at zero writes one row for the whole rest; every other row has a next
+    gap_s = max(b["time"] - a["time"] for a, b in pairwise(rows) if a["instances"] or a["backlog"])
+    most = max(row["instances"] for row in rows)
+    return [
+        Claim("10,000 requests through a server: jobs done exactly once", times[1], times[1],
+              times[1], "jobs", 1, "10000", times == {1: TRACE}, {},
+              f"put one by one in {put_s:.0f} s, all done after {took_s:.0f} s, at most {most} "
+              f"instances, cool-downs {LIVE_COOLDOWN_S:g} s; counted by a trigger in the file"),
+        Claim("10,000 requests through a server: longest time between decisions",
+              gap_s, gap_s, gap_s, "s", len(rows), "<= 1 s", gap_s <= 1.0, {},
+              "between the records of two decisions, unless the endpoint rests at zero"),
+    ]  # fmt: skip
+
+
+def _kill_driver(name: str, open_store: Callable[[], TableJobStore], folder: Path) -> list[Claim]:
+    tally = kill_jobs(open_store, folder, jobs=JOBS, kills=KILLS, work_s=0.02, seed=SEED)
+    note = (
+        f"{tally.kills} kills, {tally.control_kills} of them of the control process; "
+        f"{tally.again} attempts were handed out again; {tally.seconds:.0f} s"
+    )
+    return _lost_claims(f"{name} driver", tally.lost, tally.twice, note)
+
+
+def _kill_endpoint(folder: Path) -> tuple[int, int, str]:
+    """Return jobs lost, jobs completed twice, and how it went, for a server under SIGKILL."""
+    rng = np.random.default_rng(SEED)
+    control, put, began = 0, 0, time.monotonic()
+    start = partial(_start, folder, cooldown_s=5.0, work_s=WORK_S)
+    process, url = start()
+    _watch(folder)
+    accepted: set[str] = set()
+    for kill in range(KILLS):
+        until = min(JOBS, (kill + 1) * JOBS // KILLS)
+        while put < until:
+            with suppress(ServeError):  # the server is being started: ask again with the same key
+                found = JobClient(url, NAME).submit(_request(), idempotency_key=f"r{put}")
+                accepted.add(found["job"])
+                put += 1
+        time.sleep(rng.uniform(0.0, 2 * WORK_S))
+        while not (_running(folder) and (instances := _instances(process.pid))):
+            time.sleep(0.002)  # a kill that hits no running job would prove nothing
+        victims = [process.pid, *instances]
+        victim = victims[int(rng.integers(len(victims)))]
+        with suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+        if victim == process.pid:
+            control += 1
+            process.wait()
+            process, url = start()
+    client = JobClient(url, NAME)
+    _wait_counts(client, JOBS)
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)
+    with closing(SqliteJobStore(folder / "jobs" / "jobs.sqlite")) as store:
+        ended = [store.get(job) for job in accepted]
+    good = [job for job in ended if job is not None and job.state is JobState.SUCCEEDED]
+    whole = [job for job in good if _is_whole(Path(job.output))]
+    twice = sum(n > 1 for n in _completions(folder).values())
+    again = sum(job.attempt - 1 for job in good)
+    note = (
+        f"{KILLS} kills, {control} of them of the server; {again} attempts were handed out again; "
+        f"each result was read; completions counted by a trigger; {time.monotonic() - began:.0f} s"
+    )
+    return JOBS - len(whole), twice, note
+
+
+def _lost_claims(what: str, lost: int, twice: int, note: str) -> list[Claim]:
+    claims = []
+    for name, found in (("lost", lost), ("completed twice", twice)):
+        rate = proportion(found, JOBS)
+        text = f"{what}: async jobs {name} under kill -9, of {JOBS}"
+        more = f"{note}; 95 % upper bound of the rate {rate.high:.2%}"
+        claims.append(Claim(text, found, found, found, "jobs", JOBS, "0", found == 0, {}, more))
+    return claims
+
+
+def _enqueue_rate(path: Path, durability: str, at_once: int) -> float:
+    puts = PUTS if durability == "NORMAL" else PUTS // 10 * min(at_once, 10)
+    with closing(SqliteJobStore(path, durability=durability)) as store:
+        return _put_all(store, "", puts, at_once)
+
+
+def _put_all(store: TableJobStore, prefix: str, puts: int, at_once: int) -> float:
+    """Return the jobs put per second."""
+    body = b"x" * 400
+    jobs = [NewJob(f"{prefix}{i:032x}", NAME, f"out/{i}", body) for i in range(puts)]
+    start = time.perf_counter()
+    for i in range(0, puts, at_once):
+        store.put(jobs[i : i + at_once])
+    return puts / (time.perf_counter() - start)
+
+
+def _web_rates(folder: Path) -> tuple[float, float, float]:
+    """Return the median, least and most of five rates of accepted jobs over HTTP."""
+    rates = []
+    with _server(folder, cooldown_s=5.0) as (_process, url):
+        host, _, port = url.removeprefix("http://").partition(":")
+        body = json.dumps(_request()).encode()
+        head = f"POST /v2/models/{NAME}/jobs HTTP/1.1\r\nhost: {host}\r\n"
+        message = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+        for _ in range(5):
+            links = [socket.create_connection((host, int(port))) for _ in range(AT_ONCE)]
+            start = time.perf_counter()
+            with ThreadPoolExecutor(AT_ONCE) as pool:
+                list(pool.map(partial(_post_all, message=message), links))
+            rates.append(AT_ONCE * WEB_PUTS / (time.perf_counter() - start))
+            for link in links:
+                link.close()
+    return float(np.median(rates)), min(rates), max(rates)
+
+
+def _post_all(link: socket.socket, *, message: bytes) -> None:
+    for _ in range(WEB_PUTS):
+        link.sendall(message)
+        head, body = b"", b""
+        while b"\r\n\r\n" not in head:
+            head += link.recv(65_536)
+        head, _, body = head.partition(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length:")[2].split()[0])
+        while len(body) < length:
+            body += link.recv(65_536)
+        assert b" 202 " in head[:20], head[:200]
+
+
+def _watch(folder: Path) -> None:
+    """Count completions where nobody who might be wrong does the counting."""
+    with sqlite3.connect(folder / "jobs" / "jobs.sqlite", timeout=30) as db:
+        db.execute("CREATE TABLE IF NOT EXISTS completions (id TEXT NOT NULL)")
+        db.execute(
+            "CREATE TRIGGER IF NOT EXISTS watch AFTER UPDATE OF state ON jobs"
+            " WHEN new.state = 'succeeded' BEGIN INSERT INTO completions VALUES (new.id); END"
+        )
+    db.close()
+
+
+def _running(folder: Path) -> int:
+    with closing(sqlite3.connect(folder / "jobs" / "jobs.sqlite", timeout=30)) as db:
+        query = "SELECT coalesce(sum(n), 0) FROM counts WHERE state = 'running'"
+        return db.execute(query).fetchone()[0]
+
+
+def _completions(folder: Path) -> Counter[str]:
+    with closing(sqlite3.connect(folder / "jobs" / "jobs.sqlite", timeout=30)) as db:
+        return Counter(row[0] for row in db.execute("SELECT id FROM completions"))
+
+
+def _request() -> dict:
+    data = [0.5] * 64
+    tensor = {"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": data}
+    return {"inputs": [tensor]}
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return len(json.loads(path.read_bytes())["outputs"][0]["data"]) == 4
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _start(folder: Path, *, cooldown_s: float, work_s: float = 0.0) -> tuple[subprocess.Popen, str]:
+    words = [sys.executable, HERE / "_jobs_server.py", folder, str(cooldown_s), str(work_s)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    url = process.stdout.readline().strip()
+    assert url, "the server must say where it answers"
+    return process, url
+
+
+@contextmanager
+def _server(folder: Path, *, cooldown_s: float) -> Iterator[tuple[subprocess.Popen, str]]:
+    process, url = _start(folder, cooldown_s=cooldown_s)
+    try:
+        yield process, url
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def _scaling(url: str) -> list[dict]:
+    import urllib.request
+
+    with urllib.request.urlopen(f"{url}/v2/models/{NAME}/scaling?limit=10000") as answer:
+        return json.loads(answer.read())["decisions"]
+
+
+def _instances(pid: int) -> list[int]:
+    """Return the processes below the server's forkserver: its instances."""
+    return [child for server in _children(pid) for child in _children(server)]
+
+
+def _children(pid: int) -> list[int]:
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    with suppress(OSError):
+        return [int(child) for child in path.read_text().split()]
+    return []
+
+
+def _wait_zero(process: subprocess.Popen) -> None:
+    while _instances(process.pid):
+        time.sleep(0.002)
+
+
+def _wait_file(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.0005)
+
+
+def _wait_counts(client: JobClient, jobs: int) -> None:
+    until = time.monotonic() + 600
+    while True:
+        counts = client.jobs(limit=1)["counts"]
+        if sum(counts.values()) == jobs and not counts["queued"] + counts["running"]:
+            return
+        assert time.monotonic() < until, f"all jobs must end; got {counts}"
+        time.sleep(0.1)
+
+
+def _empty(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder

@@ -1,0 +1,286 @@
+"""An instance: a process that opens the model once and works through jobs under leases."""
+
+import contextlib
+import logging
+import os
+import queue
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+from ingot.core.errors import EngineError, IngotError
+from ingot.observe.observation import Observation
+from ingot.serve.endpoint import Endpoint
+from ingot.serve.jobs.answer import Answer, GivenUp, Worker
+from ingot.serve.jobs.job import Lease, StoreError
+from ingot.serve.jobs.places import discard
+from ingot.serve.jobs.settings import AsyncSettings
+from ingot.serve.jobs.store import JobStore
+from ingot.serve.problems import RequestError
+from ingot.serve.warmup import warm_up
+
+if TYPE_CHECKING:
+    from ingot.observe.log import ObservationLog
+
+log = logging.getLogger(__name__)
+
+READY, IDLE, WORK, STOP, FAILED = "ready", "idle", "work", "stop", "failed: "
+_POLL_S = 0.25  # how soon a job put by another program is seen without being told
+_GRACE_S = 1.0  # what an engine call gets beyond its job's time before its process is ended
+_HUNG_EXIT = 70
+
+
+@dataclass(slots=True)
+class _Run:
+    """One attempt in hand."""
+
+    lease: Lease
+    stop: threading.Event
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    lease: Lease
+    answer: Answer | None = None
+    error: Exception | None = None
+
+
+def run_instance(endpoint: Endpoint, settings: AsyncSettings, owner: str, link: Connection) -> None:
+    """Work through jobs until told to stop, or until whoever started this process is gone.
+
+    Args:
+        endpoint: What is served.
+        settings: How.
+        owner: Name of this process in the store, never used by another.
+        link: To the supervisor, which sends `WORK` and `STOP`; it gets `READY` after a real
+            inference, `IDLE` when it could do more than there is, and `FAILED` with the reason if
+            the model does not open.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the supervisor
+    with contextlib.ExitStack() as stack:
+        try:
+            session = settings.open_session(endpoint)
+            warm_up(session, endpoint.model.signature, endpoint.version.config)
+        except IngotError as error:  # the supervisor tells it to whoever started the endpoint
+            link.send(f"{FAILED}{error}")
+            return
+        store = stack.enter_context(contextlib.closing(settings.open_store(is_first=False)))
+        pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="ingot-job")
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        loop = _Loop(Worker(endpoint, session, settings), store, pool, owner=owner, link=link)
+        stack.callback(loop.close)
+        # who stops a whole group of processes wants each to finish what it holds
+        signal.signal(signal.SIGTERM, lambda _number, _frame: loop.stop())
+        loop.tell(READY)
+        loop.run()
+
+
+class _Loop:
+    """Claims, hands to threads, keeps leases, and says how each attempt ended.
+
+    One thread talks to the store. What happens elsewhere comes in through one queue: messages of
+    the supervisor, and attempts that ended.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        store: JobStore,
+        pool: ThreadPoolExecutor,
+        *,
+        owner: str,
+        link: Connection,
+    ) -> None:
+        self._worker, self._store, self._pool = worker, store, pool
+        self._owner, self._link = owner, link
+        self._settings, self._endpoint = worker.settings, worker.endpoint
+        self._runs: dict[str, _Run] = {}
+        self._inbox: queue.SimpleQueue[str | _Ended] = queue.SimpleQueue()
+        self._is_stopping = False
+        self._is_idle = False
+        self._next_beat = 0.0
+        self._observations: ObservationLog | None = None
+        threading.Thread(target=self._listen, name="ingot-link", daemon=True).start()
+
+    def run(self) -> None:
+        """Return when told to stop and nothing is in hand."""
+        while not (self._is_stopping and not self._runs):
+            self._claim()
+            self._wait()
+            self._beat()
+
+    def stop(self) -> None:
+        """Take nothing more, and end when nothing is in hand."""
+        self._inbox.put(STOP)
+
+    def close(self) -> None:
+        """Write what was observed."""
+        if self._observations is not None:
+            self._observations.close()
+
+    def tell(self, message: str) -> None:
+        """Send a word to the supervisor, if it is still there."""
+        with contextlib.suppress(OSError):
+            self._link.send(message)
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                self._inbox.put(self._link.recv())
+            except (EOFError, OSError):  # the supervisor is gone: finish and leave
+                self._inbox.put(STOP)
+                return
+
+    def _claim(self) -> None:
+        free = self._settings.concurrency - len(self._runs)
+        if self._is_stopping or not free or any(r.lease.is_suspect for r in self._runs.values()):
+            return
+        try:
+            leases = self._store.claim(
+                self._endpoint.version.name, self._owner, n=free, lease_s=self._settings.lease_s
+            )
+        except StoreError as error:  # a full disk, say: what is in hand may still end well
+            log.error("no job can be claimed: %s", error)
+            time.sleep(_POLL_S)
+            return
+        for lease in leases:
+            run = _Run(lease, threading.Event(), time.monotonic() + lease.timeout_s)
+            self._runs[lease.job] = run
+            self._pool.submit(self._attempt, run)
+        if len(leases) < free and not self._is_idle:
+            self._is_idle = True
+            self.tell(IDLE)
+
+    def _wait(self) -> None:
+        pause = (
+            max(0.0, min(self._next_beat - time.monotonic(), _POLL_S)) if self._runs else _POLL_S
+        )
+        try:
+            self._take(self._inbox.get(timeout=pause))
+            while True:
+                self._take(self._inbox.get_nowait())
+        except queue.Empty:
+            return
+
+    def _take(self, message: str | _Ended) -> None:
+        if isinstance(message, _Ended):
+            self._runs.pop(message.lease.job, None)
+            self._settle(message)
+        elif message == STOP:
+            self._is_stopping = True
+        else:
+            self._is_idle = False
+
+    def _beat(self) -> None:
+        now = time.monotonic()
+        if not self._runs or now < self._next_beat:
+            return
+        self._next_beat = now + self._settings.lease_s / 3
+        leases = [run.lease for run in self._runs.values()]
+        try:
+            kept = self._store.heartbeat(leases, lease_s=self._settings.lease_s)
+        except StoreError as error:  # a full disk, say: the leases may outlast it
+            log.error("leases could not be extended: %s", error)
+            return
+        for run in self._runs.values():
+            if run.lease.job not in kept or now > run.until:
+                run.stop.set()
+            if now > run.until + _GRACE_S:
+                self._end_hung(run)
+
+    def _end_hung(self, run: _Run) -> None:
+        # a call into an engine cannot be interrupted, so the process goes, and its jobs with it
+        log.error("job %s hangs in the engine; its instance ends", run.lease.job)
+        words = f"An attempt must end within {run.lease.timeout_s:g} s; the engine did not. "
+        self._store.fail(run.lease, words + "Raise timeout_s, or ask less at once.")
+        others = [other.lease for other in self._runs.values() if other is not run]
+        self._store.release(others)
+        os._exit(_HUNG_EXIT)
+
+    def _attempt(self, run: _Run) -> None:
+        try:
+            ended = _Ended(run.lease, self._worker.answer(run.lease, run.stop))
+        except Exception as error:  # noqa: BLE001 # a thread's edge; `_fail` logs it
+            ended = _Ended(run.lease, error=error)
+        self._inbox.put(ended)
+
+    def _settle(self, ended: _Ended) -> None:
+        try:
+            if ended.answer is not None:
+                self._complete(ended.lease, ended.answer)
+            elif ended.error is not None:
+                self._fail(ended.lease, ended.error)
+        except StoreError as error:  # the lease runs out and the job is tried again
+            log.error("job %s: %s", ended.lease.job, error)
+
+    def _complete(self, lease: Lease, answer: Answer) -> None:
+        try:
+            done = self._store.complete(
+                lease, size_bytes=answer.size_bytes, note=answer.note, publish=answer.publish
+            )
+        except OSError as error:  # the result could not take its name
+            self._fail(lease, error)
+            return
+        if done:
+            self._observe(lease, 200, answer.inputs_ref, answer.output_ref)
+        else:
+            discard(lease, scratch=self._settings.staging)
+
+    def _fail(self, lease: Lease, error: Exception) -> None:
+        discard(lease, scratch=self._settings.staging)
+        status, words, retry = explain(error)
+        if status == 500:
+            log.error("job %s, attempt %d", lease.job, lease.attempt, exc_info=error)
+        if self._store.fail(lease, words, retry=retry) is not None:
+            self._observe(lease, status, lease.input_uri, "")
+
+    def _observe(self, lease: Lease, status: int, inputs_ref: str, output_ref: str) -> None:
+        path = self._endpoint.log
+        if path is None:
+            return
+        if self._observations is None:  # late: an instance's first job must not wait for it
+            from ingot.observe.log import ObservationLog
+
+            self._observations = ObservationLog(path)
+        version = self._endpoint.version
+        self._observations.record(
+            Observation(
+                request_id=lease.job,
+                time=lease.created,
+                endpoint=version.name,
+                version=version.digest,
+                inputs_ref=inputs_ref,
+                output_ref=output_ref,
+                status=status,
+                latency_ms=max(0.0, time.time() - lease.created) * 1e3,
+                hour=int(lease.created // 3600 % 24),
+            )
+        )
+
+
+def explain(error: Exception) -> tuple[int, str, bool]:
+    """Return status, words for the caller, and whether another attempt may help."""
+    if isinstance(error, RequestError):
+        return error.status, str(error), False
+    if isinstance(error, GivenUp):
+        return 504, str(error), True
+    if isinstance(error, OSError):
+        reason = error.strerror or type(error).__name__
+        return 502, f"Input and output must be reachable; got: {reason}. Check the places.", True
+    if isinstance(error, EngineError):
+        return 500, "The engine failed on this job. The server's log says why.", True
+    return 500, "The attempt failed inside the server. Its log says why.", True
+
+
+def preload_names(endpoint: Endpoint, settings: AsyncSettings) -> list[str]:
+    """Return the modules that a process is to have loaded before it becomes an instance."""
+    libraries = {"onnxruntime": "onnxruntime", "openvino": "openvino", "native": "ingot_native"}
+    engine = libraries.get(endpoint.version.config.engine)
+    late = [engine] if engine else []
+    late += ["psycopg", "ingot.serve.jobs.postgres_store"] if settings.database else []
+    return [__name__, "ingot.runtime.engines", *late, *settings.preload]

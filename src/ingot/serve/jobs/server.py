@@ -1,0 +1,236 @@
+"""Start, run and stop an asynchronous endpoint: its web server, supervisor and notifier."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from ingot.core.errors import ServeError
+from ingot.core.extras import need
+from ingot.serve.endpoint import Endpoint
+from ingot.serve.jobs.decisions import DecisionLog
+from ingot.serve.jobs.disks import need_local_disk
+from ingot.serve.jobs.job import MAX_TIMEOUT_S
+from ingot.serve.jobs.notify import Notifier, read_key
+from ingot.serve.jobs.places import remove_parts, remove_result
+from ingot.serve.jobs.settings import AsyncSettings
+from ingot.serve.jobs.store import JobStore
+from ingot.serve.jobs.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from ingot.serve.jobs.desk import JobDesk
+
+log = logging.getLogger(__name__)
+
+KEY_FILE = "webhook.key"
+_TELL_S, _SWEEP_S = 0.1, 30.0
+_SWEEP_AT_ONCE = 1000
+
+
+class Repeat:
+    """Something done again and again in a thread, until stopped.
+
+    Args:
+        name: Name of the thread.
+        every_s: Seconds between the end of one time and the next.
+        do: What; an error of it is logged and the next time comes.
+    """
+
+    def __init__(self, name: str, every_s: float, do: Callable[[], object]) -> None:
+        self._every_s, self._do = every_s, do
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Return when the last time is over."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._every_s):
+            try:
+                self._do()
+            except Exception:  # a thread's edge
+                log.exception("%s goes on", self._thread.name)
+
+
+def sweep(store: JobStore, settings: AsyncSettings) -> int:
+    """Forget jobs whose retention is over or whose results take too much room.
+
+    A result goes before its job does, so that nothing is left that nobody knows of.
+
+    Returns:
+        How many jobs were forgotten.
+    """
+    stale = store.stale(
+        retention_s=settings.retention_s, max_bytes=settings.max_result_bytes, limit=_SWEEP_AT_ONCE
+    )
+    for job in stale:
+        remove_result(job.output)
+    folders = {settings.staging}
+    if "://" not in settings.output:
+        folders.add(Path(settings.output))
+    for folder in folders:
+        remove_parts(folder, older_s=2 * MAX_TIMEOUT_S)
+    return store.forget([job.id for job in stale])
+
+
+@dataclass(slots=True)
+class RunningJobs:
+    """An asynchronous endpoint that answers, in threads of this process and instances beside it.
+
+    Attributes:
+        url: Where it answers.
+        desk: What its routes ask.
+        supervisor: Its instances.
+    """
+
+    url: str
+    desk: "JobDesk"
+    supervisor: Supervisor
+    _server: Any  # a uvicorn.Server, imported late
+    _thread: threading.Thread
+    _resources: ExitStack
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the web server still runs."""
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """Refuse new jobs, let instances finish what they hold for `drain_s`, end all.
+
+        What is queued stays queued, and is answered after the next start.
+        """
+        self.desk.is_draining = True
+        self._server.should_exit = True
+        self._thread.join()
+        self._resources.close()
+
+
+def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> RunningJobs:
+    """Start an asynchronous endpoint and return when it is ready.
+
+    Args:
+        endpoint: What to serve; port 0 takes a free one.
+        settings: How.
+
+    Raises:
+        MissingExtraError: The extra `serve` is not installed.
+        StoreError: The job store cannot be opened.
+        ServeError: The address is taken, or the model does not answer.
+    """
+    for module in ("starlette", "uvicorn", "httptools", "msgspec", "prometheus_client"):
+        need(module, extra="serve", what="Serving")
+    from ingot.serve.jobs.app import build_jobs_app
+    from ingot.serve.jobs.desk import JobDesk
+    from ingot.serve.jobs.metrics import JobMetrics
+    from ingot.serve.metrics import Metrics
+    from ingot.serve.server import _bind, _open_gate, _start, check_endpoints
+    from ingot.serve.web import Server
+    from ingot.serve.workers.workforce import Workforce
+
+    check_endpoints((endpoint,))
+
+    with ExitStack() as stack:
+        listener = stack.enter_context(_bind(endpoint.host, endpoint.port))
+        need_local_disk(settings.folder)
+        stack.enter_context(_sole_owner(settings.folder))
+        store = stack.enter_context(closing(settings.open_store(is_first=True)))
+        decisions = stack.enter_context(closing(DecisionLog(settings.folder / "scaling.sqlite")))
+        supervisor = Supervisor(endpoint, settings, store, decisions)
+        supervisor.start()
+        stack.callback(supervisor.stop, drain_s=endpoint.drain_s)
+        notifier = Notifier(
+            store, read_key(settings.folder / KEY_FILE), allowed=settings.notify_networks
+        )
+        stack.callback(notifier.close)
+        stack.callback(Repeat("ingot-tell", _TELL_S, notifier.tell).stop)
+        stack.callback(Repeat("ingot-sweep", _SWEEP_S, lambda: sweep(store, settings)).stop)
+        desk = JobDesk(
+            endpoint, settings, store, decisions,
+            wake=supervisor.wake, is_ready=lambda: supervisor.is_ready,
+        )  # fmt: skip
+        stack.callback(desk.close)
+        metrics = JobMetrics(desk.name, store, instances=lambda: supervisor.instances)
+        gate = _open_gate(endpoint)
+        if gate is not None:
+            stack.callback(gate.close)
+        app = build_jobs_app(desk, metrics, gate=gate)
+        # no worker of its own: instances answer, and the supervisor has them
+        server = Server(app, endpoint, Workforce([], Metrics()))
+        thread = _start(server, listener)
+        host, port = listener.getsockname()[:2]
+        scheme = "http" if endpoint.tls is None else "https"
+        url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+        return RunningJobs(url, desk, supervisor, server, thread, stack.pop_all())
+    raise AssertionError("unreachable: an ExitStack that is popped swallows nothing")
+
+
+@contextmanager
+def _sole_owner(folder: Path) -> Iterator[None]:
+    """Hold a folder against a second server; the lock goes with the process, however it ends."""
+    import fcntl  # late: only systems that can serve have it
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "server.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ServeError(
+                f"A folder of jobs must have one server; {folder} has one that runs. "
+                "Stop it, or serve another name."
+            ) from error
+        yield
+
+
+def run_jobs(
+    endpoint: Endpoint,
+    settings: AsyncSettings,
+    *,
+    on_ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve jobs until SIGTERM or SIGINT, then drain. Call it from the main thread.
+
+    Args:
+        endpoint: What to serve.
+        settings: How.
+        on_ready: Told the URL once jobs are accepted.
+
+    Raises:
+        IngotError: As `serve_jobs_in_thread`, or the server died.
+    """
+    from ingot.serve.server import _stop_signals
+
+    with _stop_signals() as asked:
+        running = serve_jobs_in_thread(endpoint, settings)
+        try:
+            log.info("%s takes jobs at %s", endpoint.version.label, running.url)
+            if on_ready is not None:
+                on_ready(running.url)
+            while not asked.wait(1.0) and running.is_alive:
+                continue
+            died = not running.is_alive
+        finally:
+            running.stop()
+    if died:
+        raise ServeError(
+            f"The server at {running.url} must run until it is stopped; it ended by itself. "
+            "The lines above in the log say why."
+        )

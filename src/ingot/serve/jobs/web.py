@@ -1,0 +1,279 @@
+"""HTTP routes of asynchronous jobs, as a list that an application mounts."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from ingot.core.digest import Json
+from ingot.core.names import suggest
+from ingot.serve.jobs.desk import JobDesk
+from ingot.serve.jobs.job import MAX_INLINE_BYTES, Job, JobState, QuotaError, StoreError
+from ingot.serve.jobs.places import read_result
+from ingot.serve.jobs.status import job_path, show_job, show_new
+from ingot.serve.problems import PROBLEM_TYPE, RequestError, encode_problem
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import BaseRoute
+
+log = logging.getLogger(__name__)
+
+_LOOK_S = 0.05  # how often a followed job is looked at
+_COMMENT_S = 15.0  # how often a silent event stream says that it lives
+_BODY_S = 30.0  # a caller that sends a request byte by byte does not hold a connection for ever
+_MOST_LISTED = 1000
+_NOT_KEPT = (
+    "A job must be kept on disk before it is accepted; it could not be. Nothing was accepted; "
+    "ask again later."
+)
+_CLOSE = {"connection": "close"}  # the rest of a body that is too large or slow is not read
+_HEADERS = {401: {"www-authenticate": "Bearer"}, 408: _CLOSE, 413: _CLOSE}
+Page = Callable[["Request"], Awaitable["Response"]]
+Admit = Callable[["Request"], Awaitable[object]]
+
+
+def job_routes(desk: JobDesk, *, admit: Admit | None = None) -> "list[BaseRoute]":
+    """Return the routes under `/v2/models/{name}/jobs` and `/v2/models/{name}/scaling`.
+
+    Every error is a problem document (RFC 9457).
+
+    Args:
+        desk: What they ask.
+        admit: Asked before every page; it refuses a caller with `RequestError` (401 or 403).
+    """
+    from starlette.routing import Route
+
+    pages = _Pages(desk)
+    jobs = "/v2/models/{name}/jobs"
+    return [
+        Route(path, _guarded(desk, page, admit), methods=[method])
+        for method, path, page in (
+            ("POST", jobs, pages.submit),
+            ("GET", jobs, pages.listing),
+            ("GET", jobs + "/{job}", pages.status),
+            ("DELETE", jobs + "/{job}", pages.cancel),
+            ("GET", jobs + "/{job}/result", pages.result),
+            ("GET", jobs + "/{job}/events", pages.events),
+            ("GET", "/v2/models/{name}/scaling", pages.scaling),
+        )
+    ]
+
+
+def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> "Response":
+    """Return a problem document (RFC 9457).
+
+    Args:
+        status: HTTP status.
+        detail: What must hold, what we got, what to do.
+        headers: More headers.
+    """
+    from starlette.responses import Response
+
+    return Response(encode_problem(status, detail), status, headers, media_type=PROBLEM_TYPE)
+
+
+def _guarded(desk: JobDesk, page: Page, admit: Admit | None) -> Page:
+    """Return the page with every refusal as a problem document."""
+
+    async def answer(request: "Request") -> "Response":
+        try:
+            if admit is not None:
+                await admit(request)
+            name = request.path_params["name"]
+            if name != desk.name:
+                words = f"No model is named {name!r} here. {suggest(name, [desk.name])}"
+                return problem(404, words)
+            return await page(request)
+        except RequestError as error:
+            return problem(error.status, str(error), _HEADERS.get(error.status))
+        except QuotaError as error:
+            return problem(429, str(error), {"retry-after": "5"})
+        except StoreError as error:
+            log.error("%s %s: %s", request.method, request.url.path, error)
+            return problem(507, _NOT_KEPT, {"retry-after": "30"})
+
+    return answer
+
+
+class _Pages:
+    def __init__(self, desk: JobDesk) -> None:
+        self._desk = desk
+
+    async def submit(self, request: "Request") -> "Response":
+        if self._desk.is_draining or not self._desk.is_ready():
+            words = "The endpoint must be running to accept jobs; it is not. Ask again later."
+            return problem(503, words, {"retry-after": "5", "connection": "close"})
+        encoding = request.headers.get("content-encoding", "identity")
+        if encoding != "identity":
+            words = f"A body must be sent as it is; got content-encoding {encoding[:32]!r}. "
+            raise RequestError(words + "Turn compression off in the client.", status=415)
+        body = await _body(request)
+        job = self._desk.read(body, request.headers.get("idempotency-key", ""))
+        placed = await self._desk.put(job)
+        if not placed.is_same:
+            raise RequestError(
+                "An idempotency key must stand for one request; this one stands for another, job "
+                f"{placed.id}. Use a new key.",
+                status=422,
+            )
+        path = job_path(self._desk.name, placed.id)
+        headers = {"location": path, "ingot-version": self._desk.endpoint.version.digest}
+        if placed.is_new:
+            return _json(show_new(job), 202, headers)
+        found = await self._desk.get(placed.id)
+        headers["idempotency-replayed"] = "true"
+        return _json(show_new(job) if found is None else show_job(found), 202, headers)
+
+    async def listing(self, request: "Request") -> "Response":
+        query = request.query_params
+        state = query.get("state")
+        if state is not None and state not in {s.value for s in JobState}:
+            names = suggest(state, [s.value for s in JobState])
+            raise RequestError(f"No job is ever {state[:40]!r}. {names}")
+        limit = _number(query.get("limit", "100"), "limit", _MOST_LISTED)
+        found = await self._desk.ask(
+            self._desk.store.jobs,
+            self._desk.name,
+            state=JobState(state) if state is not None else None,
+            limit=limit,
+            after=query.get("after"),
+        )
+        counts = await self._desk.ask(self._desk.store.counts, self._desk.name)
+        return _json(
+            {
+                "model": self._desk.name,
+                "counts": {state.value: n for state, n in counts.items()},
+                "jobs": [show_job(job) for job in found],
+                "after": found[-1].id if len(found) == limit else None,
+            }
+        )
+
+    async def status(self, request: "Request") -> "Response":
+        return _json(show_job(await self._job(request)))
+
+    async def cancel(self, request: "Request") -> "Response":
+        job = await self._job(request)
+        ended = await self._desk.ask(self._desk.store.cancel, job.id)
+        if ended is None or ended.state is not JobState.CANCELLED:
+            state = ended.state.value if ended is not None else "forgotten"
+            words = f"A job can be cancelled until it ends; this one is {state}. Nothing was done."
+            return problem(409, words)
+        return _json(show_job(ended))
+
+    async def result(self, request: "Request") -> "Response":
+        from starlette.responses import StreamingResponse
+
+        job = await self._job(request)
+        if job.state is not JobState.SUCCEEDED:
+            words = f"A result is there once its job has succeeded; this one is {job.state.value}."
+            if not job.state.is_end:
+                return problem(409, words + " Ask again, or follow its events.",
+                               {"retry-after": "1"})  # fmt: skip
+            return problem(409, f"{words} {job.error}".rstrip())
+        try:
+            pieces = await self._desk.ask(read_result, job.output)
+        except OSError as error:
+            log.error("result of job %s: %s", job.id, error)
+            words = "A result must be where it was written; it is not there any more. Ask anew."
+            return problem(404, words)
+        kind = "application/jsonl" if job.output.endswith(".jsonl") else "application/json"
+        headers = {"ingot-version": self._desk.endpoint.version.digest}
+        if "://" not in job.output:
+            headers["content-length"] = str(job.result_bytes)
+        return StreamingResponse(pieces, headers=headers, media_type=kind)
+
+    async def events(self, request: "Request") -> "Response":
+        from starlette.responses import StreamingResponse
+
+        job = await self._job(request)
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        return StreamingResponse(self._follow(job), headers=headers, media_type="text/event-stream")
+
+    async def scaling(self, request: "Request") -> "Response":
+        after = _number(request.query_params.get("after", "0"), "after", 2**62, least=0)
+        limit = _number(request.query_params.get("limit", "1000"), "limit", 10_000)
+        rows = await self._desk.ask(
+            self._desk.decisions.read, self._desk.name, after=after, limit=limit
+        )
+        return _json({"model": self._desk.name, "decisions": [row.to_json() for row in rows]})
+
+    async def _job(self, request: "Request") -> Job:
+        name = request.path_params["job"]
+        job = await self._desk.get(name)
+        if job is None:
+            raise RequestError(
+                f"A job must be known to this endpoint; {name[:80]!r} is not. It may have been "
+                "forgotten after its retention. List what there is at /v2/models/NAME/jobs.",
+                status=404,
+            )
+        return job
+
+    async def _follow(self, job: Job) -> AsyncIterator[str]:
+        """Give an event for each change of a job, until it has ended."""
+        told, silent_s, number = None, 0.0, 0
+        found: Job | None = job
+        while found is not None:
+            if (found.state, found.attempt) != told:
+                told, silent_s, number = (found.state, found.attempt), 0.0, number + 1
+                data = json.dumps(show_job(found))
+                yield f"id: {number}\nevent: {found.state.value}\ndata: {data}\n\n"
+            if found.state.is_end or self._desk.is_draining:
+                return
+            await asyncio.sleep(_LOOK_S)
+            silent_s += _LOOK_S
+            if silent_s >= _COMMENT_S:
+                silent_s = 0.0
+                yield ": still here\n\n"
+            found = await self._desk.get(job.id)
+
+
+async def _body(request: "Request") -> bytes:
+    """Return the body, which is not read beyond what a request may carry."""
+    from starlette.requests import ClientDisconnect
+
+    length = request.headers.get("content-length", "0")
+    if length.isdigit() and int(length) > MAX_INLINE_BYTES:
+        raise _too_large(int(length))
+    try:
+        return await asyncio.wait_for(_arrived(request), _BODY_S)
+    except TimeoutError as error:
+        words = f"A body must arrive within {_BODY_S:g} s; this one did not. Send it at once."
+        raise RequestError(words, status=408) from error
+    except ClientDisconnect as error:  # nobody reads this answer, and nothing went wrong here
+        raise RequestError("A body must arrive whole; its caller hung up. Send it anew.") from error
+
+
+async def _arrived(request: "Request") -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        parts.append(part)
+        size += len(part)
+        if size > MAX_INLINE_BYTES:
+            raise _too_large(size)
+    return b"".join(parts)
+
+
+def _too_large(size: int) -> RequestError:
+    return RequestError(
+        f"A job's request must be at most {MAX_INLINE_BYTES:,} bytes; got {size:,} or more. "
+        "Write it to a file and send its place as input_uri.",
+        status=413,
+    )
+
+
+def _number(text: str, name: str, most: int, *, least: int = 1) -> int:
+    if text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most:
+        return int(text)
+    raise RequestError(
+        f"{name} must be a whole number from {least} to {most:,}; got {text[:40]!r}. Change it."
+    )
+
+
+def _json(value: Json, status: int = 200, headers: dict[str, str] | None = None) -> "Response":
+    from starlette.responses import Response
+
+    return Response(json.dumps(value), status, headers, media_type="application/json")
