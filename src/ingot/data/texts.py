@@ -1,6 +1,7 @@
 """Turn texts and pairs of texts into token arrays with a `tokenizer.json`."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
