@@ -4,9 +4,14 @@ Everything is imported when it is first used: `import ingot` loads neither numpy
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+# ONNX Runtime reports its use to its maker, from a thread that starts with its first import;
+# nothing leaves a machine unasked.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "Model": "ingot.models.model",
