@@ -30,7 +30,7 @@ test: setup native-test
 # The same kernels and engine from C++: every instruction set that this machine grants.
 native-test:
 	@if [ "$$(uname -s)" = Linux ] && command -v cmake > /dev/null && command -v c++ > /dev/null; then \
-	cmake -S native -B native/build -DINGOT_TESTS=ON > /dev/null && cmake --build native/build \
+	cmake -S native -B native/build -DINGOT_TESTS=ON > /dev/null && cmake --build native/build --parallel \
 	&& ctest --test-dir native/build --output-on-failure; \
 	else echo "Not Linux, no cmake or no C++ compiler: the tests of the kernels are left out."; fi
 

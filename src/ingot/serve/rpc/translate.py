@@ -114,7 +114,8 @@ def _contents(tensor: Any) -> bytes:
         )
     values = getattr(tensor.contents, field)
     try:
-        return to_bytes(np.array(values, NUMPY_OF[tensor.datatype]))
+        # a list: numpy casts what comes as an array, whether it fits or not
+        return to_bytes(np.array(list(values), NUMPY_OF[tensor.datatype]))
     except (OverflowError, ValueError) as error:
         raise RequestError(
             f"Typed contents of input {tensor.name!r} must fit {tensor.datatype}; got: {error}. "
