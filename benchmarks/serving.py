@@ -11,18 +11,26 @@ WORK = HERE.parent / "build" / "serving"
 os.environ.setdefault("INGOT_HOME", str(WORK / "home"))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
 
-import _jobs  # noqa: E402 # the environment comes first
+import _batch  # noqa: E402 # the environment comes first
+import _jobs  # noqa: E402
+import _realtime_claims  # noqa: E402
 from _results import run_sections  # noqa: E402
 
 COLUMNS = {
+    "overhead": ["server", "CPU us per request", "requests/s"],
+    "lost": ["server", "requests", "kills", "lost"],
     "enqueue": ["synchronous", "jobs per commit", "survives", "jobs/s", "least", "most"],
+    **_batch.COLUMNS,
     "trace": ["second", "backlog", "backlog per instance", "instances"],
 }
 SECTIONS = {
+    "overhead": _realtime_claims.overhead,
+    "lost": _realtime_claims.lost,
     "kills": _jobs.kills,
     "enqueue": _jobs.enqueue,
     "cold": _jobs.cold,
     "trace": _jobs.trace,
+    "batch": _batch.batch,
 }
 
 if __name__ == "__main__":

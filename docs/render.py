@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
+from charts import panels
 from roofline import draw
 
 ROOT = Path(__file__).parents[1]
@@ -98,6 +99,13 @@ def native_roofline() -> str:
     return draw([*bars, [*peak[:1], *peak[4:]]], by_size=False, left=290)
 
 
+def serving_trace() -> str:
+    """Return the charts of ten thousand requests at an endpoint that scales from zero."""
+    found = json.loads((RESULTS / "serving.json").read_text())["tables"]["trace"]
+    title = "Backlog, backlog per instance and instances while ten thousand requests are answered"
+    return panels(title, found["columns"], found["rows"])
+
+
 def _table(found: dict) -> str:
     lines = [f"| {' | '.join(found['columns'])} |", "|" + "---|" * len(found["columns"])]
     lines += [f"| {' | '.join(str(cell) for cell in row)} |" for row in found["rows"]]
@@ -148,6 +156,7 @@ PARTS: dict[str, Callable[[str], str]] = {
 PICTURES: dict[str, Callable[[], str]] = {
     "docs/images/native_engine_layers.svg": native_roofline,
     "docs/images/post_training_roofline.svg": roofline,
+    "docs/images/serving_trace.svg": serving_trace,
 }
 
 if __name__ == "__main__":
