@@ -22,6 +22,7 @@ PAGES = (
     "docs/evidence/first_light.md",
     "docs/evidence/post_training.md",
     "docs/evidence/native_engine.md",
+    "docs/evidence/serving.md",
     "src/ingot_workloads/digits/README.md",
     "src/ingot_workloads/sst2_encoder/README.md",
 )
