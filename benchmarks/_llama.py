@@ -73,7 +73,7 @@ class Llama:
     def __init__(self, path: Path, threads: int) -> None:
         import llama_cpp
 
-        self.library = llama_cpp
+        self.api = llama_cpp
         llama_cpp.llama_backend_init()
         settings = llama_cpp.llama_model_default_params()
         settings.n_gpu_layers = 0
@@ -86,17 +86,17 @@ class Llama:
         self.batch = llama_cpp.llama_batch_init(MOST * LONGEST, 0, 1)
 
     def _context(self, sequences: int, threads: int) -> object:
-        settings = self.library.llama_context_default_params()
+        settings = self.api.llama_context_default_params()
         settings.n_ctx = settings.n_batch = settings.n_ubatch = sequences * LONGEST
         settings.n_seq_max = sequences
         settings.n_threads = settings.n_threads_batch = threads
-        return self.library.llama_init_from_model(self.model, settings)
+        return self.api.llama_init_from_model(self.model, settings)
 
     def start(self, batch: int) -> None:
         """Forget everything."""
         self.context = self.contexts[batch]
-        memory = self.library.llama_get_memory(self.context)
-        self.library.llama_memory_clear(memory, True)
+        memory = self.api.llama_get_memory(self.context)
+        self.api.llama_memory_clear(memory, True)
         self.length = 0
 
     def read(self, tokens: np.ndarray) -> np.ndarray:
@@ -113,14 +113,14 @@ class Llama:
                 batch.seq_id[place][0] = row
                 batch.logits[place] = at == count - 1
             last.append(row * count + count - 1)
-        code = self.library.llama_decode(self.context, batch)
+        code = self.api.llama_decode(self.context, batch)
         if code:
             raise RuntimeError(f"llama_decode must return 0; it returned {code}")
         self.length += count
         return np.stack([self._scores(place) for place in last])
 
     def _scores(self, place: int) -> np.ndarray:
-        found = self.library.llama_get_logits_ith(self.context, place)
+        found = self.api.llama_get_logits_ith(self.context, place)
         whole = ctypes.cast(found, ctypes.POINTER(ctypes.c_float * self.vocab))
         return np.frombuffer(whole.contents, np.float32).copy()
 

@@ -142,7 +142,7 @@ def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> Running
     from ingot.serve.jobs.desk import JobDesk
     from ingot.serve.jobs.metrics import JobMetrics
     from ingot.serve.metrics import Metrics
-    from ingot.serve.server import _bind, _open_gate, _start, check_endpoints
+    from ingot.serve.server import _bind, _open_gate, _start, _url, check_endpoints
     from ingot.serve.web import Server
     from ingot.serve.workers.workforce import Workforce
 
@@ -176,9 +176,7 @@ def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> Running
         # no worker of its own: instances answer, and the supervisor has them
         server = Server(app, endpoint, Workforce([], Metrics()))
         thread = _start(server, listener)
-        host, port = listener.getsockname()[:2]
-        scheme = "http" if endpoint.tls is None else "https"
-        url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+        url = _url(listener, endpoint.tls)
         return RunningJobs(url, desk, supervisor, server, thread, stack.pop_all())
     raise AssertionError("unreachable: an ExitStack that is popped swallows nothing")
 
