@@ -11,7 +11,7 @@ from ingot.models.model import Lineage, Model, Signature, TensorSpec
 from ingot.registry.version import Version
 from ingot.runtime.engine import EngineConfig
 from ingot.serve.endpoint import Endpoint
-from ingot.serve.server import Running, serve_in_thread
+from ingot.serve.server import RunningEndpoint, serve_in_thread
 
 SIGNATURE = Signature(
     (TensorSpec("x", "float32", ("batch", 2)), TensorSpec("mask", "int64", ("batch",))),
@@ -53,13 +53,13 @@ def endpoint(tmp_path: Path) -> Endpoint:
 
 
 @pytest.fixture
-def running(endpoint: Endpoint) -> Iterator[Running]:
+def running(endpoint: Endpoint) -> Iterator[RunningEndpoint]:
     with serve_in_thread(endpoint, Doubler()) as running:
         yield running
 
 
 @pytest.fixture
-def http(running: Running) -> Iterator[httpx.Client]:
+def http(running: RunningEndpoint) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=running.url, trust_env=False, timeout=10) as client:
         yield client
 

@@ -247,7 +247,7 @@ def test_a_server_that_dies_by_itself_is_an_error(endpoint, monkeypatch):
 
     def dying(*args):
         running = start(*args)
-        running._server.should_exit = True
+        running.server.should_exit = True
         return running
 
     monkeypatch.setattr(server, "serve_in_thread", dying)

@@ -64,9 +64,9 @@ def test_a_request_that_trickles_is_hung_up_on(hurried):
 def test_a_kept_connection_may_be_idle_between_requests(hurried, body):
     with httpx.Client(base_url=hurried.url, trust_env=False) as client:
         first = client.post("/v2/models/doubler/infer", json=body)
-        (connection,) = hurried._server.server_state.connections
+        (connection,) = hurried.server.server_state.connections
         time.sleep(1.5)
-        (same,) = hurried._server.server_state.connections
+        (same,) = hurried.server.server_state.connections
         second = client.post("/v2/models/doubler/infer", json=body)
 
     assert (first.status_code, second.status_code) == (200, 200)
@@ -105,10 +105,10 @@ def test_a_caller_that_does_not_read_its_answer_is_hung_up_on(endpoint):
             deadline = time.monotonic() + 20
             while not running.state.in_flight and time.monotonic() < deadline:
                 time.sleep(0.01)
-            while running._server.server_state.connections and time.monotonic() < deadline:
+            while running.server.server_state.connections and time.monotonic() < deadline:
                 time.sleep(0.05)
 
-            assert not running._server.server_state.connections
+            assert not running.server.server_state.connections
         assert running.state.in_flight == 0
 
 

@@ -316,7 +316,7 @@ def test_stopping_leaves_no_process_behind(fragile):
 def test_workers_are_forked_from_a_process_without_threads(cnn):
     version = Version("cnn", 1, cnn.digest, cnn.digest, EngineConfig(threads=1), "t", 0)
     with serve_in_thread(Endpoint(version, cnn, port=0, workers=1)) as running:
-        (process,) = running._server._workforce._pools[0][1]._processes
+        (process,) = running.server._workforce._pools[0][1]._processes
         tasks = list(Path(f"/proc/{parent_of(process.pid)}/task").iterdir())
 
     assert len(tasks) == 1
@@ -357,7 +357,7 @@ def test_workers_do_not_run_the_callers_script_again(cnn, tmp_path):
 def test_workers_end_with_a_server_that_is_killed(cnn, tmp_path):
     script = tmp_path / "script.py"
     end = (
-        "(p,) = running._server._workforce._pools[0][1]._processes\n"
+        "(p,) = running.server._workforce._pools[0][1]._processes\n"
         "print(p.pid, flush=True)\nos.kill(os.getpid(), 9)"
     )
     script.write_text(dedent(SCRIPT).format(folder=str(cnn.path), path=sys.path, end=end))

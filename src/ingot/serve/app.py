@@ -1,16 +1,14 @@
 """The web application of a server: routes, headers, one observation per request."""
 
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ingot.core.extras import need
-from ingot.models.model import TensorSpec
 from ingot.serve.access.gate import Gate
-from ingot.serve.datatypes import wire_name
+from ingot.serve.answers import crash, describe_model, json_answer, problem, refusal
 from ingot.serve.infer import InferRoute
 from ingot.serve.metrics import Metrics, Series
-from ingot.serve.problems import PROBLEM_TYPE, RequestError, encode_problem
+from ingot.serve.problems import RequestError
 from ingot.serve.routing import MODEL, VERSION, Dispatch, FastPath, find_version, refuse_path
 from ingot.serve.state import ObservationSink, Served
 
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.routing import BaseRoute
 
-log = logging.getLogger(__name__)
 _EXTENSIONS = ["binary_tensor_data"]
 
 
@@ -66,8 +63,8 @@ def build_app(
         middleware=[Middleware(FastPath, versions=versions, routes=infer)],
         exception_handlers={
             HTTPException: _http_error,
-            RequestError: _refusal,
-            Exception: _crash,
+            RequestError: refusal,
+            Exception: crash,
         },
     )
 
@@ -110,34 +107,27 @@ class _Pages:
     async def server(self, _request: "Request") -> "Response":
         from importlib.metadata import version
 
-        return _json({"name": "ingot", "version": version("ingot"), "extensions": _EXTENSIONS})
+        return json_answer(
+            {"name": "ingot", "version": version("ingot"), "extensions": _EXTENSIONS}
+        )
 
     async def live(self, _request: "Request") -> "Response":
-        return _json({"live": True})
+        return json_answer({"live": True})
 
     async def ready(self, _request: "Request") -> "Response":
         is_ready = all(one.state.is_ready for one in self._served)
-        return _json({"ready": is_ready}, 200 if is_ready else 503)
+        return json_answer({"ready": is_ready}, 200 if is_ready else 503)
 
     async def model(self, request: "Request") -> "Response":
         one = await self._named(request)
-        version, signature = one.endpoint.version, one.endpoint.model.signature
-        numbers = [str(v.number) for v in self._versions if v.name == version.name]
-        return _json(
-            {
-                "name": version.name,
-                "versions": numbers,
-                "platform": f"onnx_{version.config.engine}",
-                "inputs": _specs(signature.inputs),
-                "outputs": _specs(signature.outputs),
-                "parameters": {"ingot-version": version.digest, "ingot-model": version.model},
-            }
-        )
+        name = one.endpoint.version.name
+        numbers = [version.number for version in self._versions if version.name == name]
+        return json_answer(describe_model(one.endpoint, numbers))
 
     async def model_ready(self, request: "Request") -> "Response":
         one = await self._named(request)
         body = {"name": one.endpoint.version.name, "ready": one.state.is_ready}
-        return _json(body, 200 if one.state.is_ready else 503)
+        return json_answer(body, 200 if one.state.is_ready else 503)
 
     async def prometheus(self, request: "Request") -> "Response":
         from starlette.responses import Response
@@ -155,7 +145,7 @@ class _Pages:
         if self._gate is not None:
             caller = await self._gate.identify(request.headers.get("authorization", ""))
             shown = [one for one in shown if caller.may("read", one.version.name)]
-        return _json(openapi(shown, version=version("ingot")))
+        return json_answer(openapi(shown, version=version("ingot")))
 
     async def _admit(self, request: "Request", action: str, model: str = "") -> None:
         if self._gate is not None:
@@ -167,37 +157,6 @@ class _Pages:
         if index is None:
             raise RequestError(refuse_path(self._versions, request.path_params), status=404)
         return self._served[index]
-
-
-def _specs(specs: Sequence[TensorSpec]) -> list[dict[str, object]]:
-    return [
-        {
-            "name": spec.name,
-            "datatype": wire_name(spec.dtype),
-            "shape": [size if isinstance(size, int) else -1 for size in spec.shape],
-            "parameters": {"axes": list(spec.shape)},  # -1 alone loses which axes move together
-        }
-        for spec in specs
-    ]
-
-
-def _json(value: object, status: int = 200) -> "Response":
-    import msgspec
-    from starlette.responses import Response
-
-    return Response(msgspec.json.encode(value), status, media_type="application/json")
-
-
-def _problem(message: str, status: int, headers: dict[str, str] | None = None) -> "Response":
-    from starlette.responses import Response
-
-    return Response(encode_problem(status, message), status, headers, media_type=PROBLEM_TYPE)
-
-
-async def _refusal(_request: "Request", error: Exception) -> "Response":
-    assert isinstance(error, RequestError)
-    headers = {"www-authenticate": "Bearer"} if error.status == 401 else None
-    return _problem(str(error), error.status, headers)
 
 
 async def _http_error(request: "Request", error: Exception) -> "Response":
@@ -213,9 +172,4 @@ async def _http_error(request: "Request", error: Exception) -> "Response":
             f"A path must be one of the Open Inference Protocol v2; got {path!r}. "
             "Start at /v2/models/{name} or POST to /v2/models/{name}/infer."
         )
-    return _problem(message, error.status_code, dict(error.headers or {}))
-
-
-async def _crash(request: "Request", error: Exception) -> "Response":
-    log.error("%s failed", request.url.path, exc_info=error)
-    return _problem("The server failed. Its log says why.", 500)
+    return problem(error.status_code, message, dict(error.headers or {}))

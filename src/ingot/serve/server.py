@@ -1,58 +1,37 @@
 """Start, run and stop an endpoint."""
 
 import logging
-import signal
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from ingot.core.errors import ServeError
-from ingot.core.extras import need
 from ingot.runtime.engine import Session
-from ingot.serve.endpoint import Endpoint, Tls
+from ingot.serve.address import bind, check_tls, url_of
+from ingot.serve.endpoint import Endpoint
+from ingot.serve.running import TICK_S, Running, need_server, run_until_stopped, start
 
 if TYPE_CHECKING:
     from ingot.observe.log import ObservationLog
     from ingot.serve.access.gate import Gate
     from ingot.serve.state import Served, State
-    from ingot.serve.web import Server
 
 log = logging.getLogger(__name__)
 
-_TICK_S = 0.005
-
 
 @dataclass(slots=True)
-class Running:
-    """An endpoint that answers, in a thread of this process. A context manager that stops it.
+class RunningEndpoint(Running):
+    """An endpoint that answers, in a thread of this process.
 
     Attributes:
-        url: Where it answers, e.g. `http://127.0.0.1:8000`.
         states: Readiness and requests in flight of every model.
+        drain_s: Seconds that requests in flight get at the end.
     """
 
-    url: str
     states: "tuple[State, ...]"
-    _drain_s: float
-    _server: "Server"
-    _thread: threading.Thread
-    _resources: ExitStack
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
+    drain_s: float
 
     @property
     def state(self) -> "State":
@@ -62,33 +41,22 @@ class Running:
     @property
     def grpc_port(self) -> int | None:
         """Where it answers over gRPC; None if it does not."""
-        return None if self._server.rpc is None else self._server.rpc.port
+        return None if self.server.rpc is None else self.server.rpc.port
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether the server still runs."""
-        return self._thread.is_alive()
+    def drain(self) -> None:
+        """Refuse new requests and let those in flight finish within `drain_s`."""
+        for state in self.states:
+            state.is_draining = True
+        deadline = time.monotonic() + self.drain_s
+        while self._is_busy and time.monotonic() < deadline and self.is_alive:
+            time.sleep(TICK_S)
 
     @property
     def _is_busy(self) -> bool:
         return any(state.in_flight for state in self.states)
 
-    def stop(self) -> None:
-        """Drain and end: refuse new requests, finish those in flight within `drain_s`, close all.
 
-        Calling it again does nothing.
-        """
-        for state in self.states:
-            state.is_draining = True
-        deadline = time.monotonic() + self._drain_s
-        while self._is_busy and time.monotonic() < deadline and self.is_alive:
-            time.sleep(_TICK_S)
-        self._server.should_exit = True
-        self._thread.join()
-        self._resources.close()
-
-
-def serve_in_thread(endpoint: Endpoint, session: Session | None = None) -> Running:
+def serve_in_thread(endpoint: Endpoint, session: Session | None = None) -> RunningEndpoint:
     """Start an endpoint in a thread and return when it is ready.
 
     Args:
@@ -101,8 +69,7 @@ def serve_in_thread(endpoint: Endpoint, session: Session | None = None) -> Runni
         ServeError: The address is taken, or the model does not answer.
         EngineError: No session can be opened.
     """
-    for module in ("starlette", "uvicorn", "httptools", "msgspec", "prometheus_client"):
-        need(module, extra="serve", what="Serving")
+    need_server()
     from ingot.serve.app import build_app
     from ingot.serve.metrics import Metrics
     from ingot.serve.web import Server
@@ -111,10 +78,8 @@ def serve_in_thread(endpoint: Endpoint, session: Session | None = None) -> Runni
     endpoints = (endpoint, *endpoint.beside)
     check_endpoints(endpoints)
     with ExitStack() as stack:
-        listener = stack.enter_context(_bind(endpoint.host, endpoint.port))
-        gate = _open_gate(endpoint)
-        if gate is not None:
-            stack.callback(gate.close)
+        listener = stack.enter_context(bind(endpoint.host, endpoint.port))
+        gate = open_gate(endpoint, stack)
         sessions = (session, *(None for _ in endpoint.beside))
         served = [_serve(*pair, stack) for pair in zip(endpoints, sessions, strict=True)]
         metrics = Metrics()
@@ -124,9 +89,9 @@ def serve_in_thread(endpoint: Endpoint, session: Session | None = None) -> Runni
             stack.callback(observations.close)
         app = build_app(served, observations, metrics=metrics, gate=gate)
         server = Server(app, endpoint, workforce)
-        thread = _start(server, listener)
-        url, states = _url(listener, endpoint.tls), tuple(one.state for one in served)
-        return Running(url, states, endpoint.drain_s, server, thread, stack.pop_all())
+        thread = start(server, listener)
+        url, states = url_of(listener, endpoint.tls), tuple(one.state for one in served)
+        return RunningEndpoint(url, server, thread, stack.pop_all(), states, endpoint.drain_s)
     raise AssertionError("unreachable: an ExitStack that is popped swallows nothing")
 
 
@@ -148,46 +113,7 @@ def run(
         ServeError: The address is taken, the model does not answer, or the server died.
         EngineError: No session can be opened.
     """
-    with _stop_signals() as asked:
-        running = serve_in_thread(endpoint, session)
-        try:
-            log.info("%s answers at %s", endpoint.version.label, running.url)
-            if on_ready is not None:
-                on_ready(running.url)
-            while not asked.wait(1.0) and running.is_alive:
-                continue
-            died = not running.is_alive
-        finally:
-            running.stop()
-    if died:
-        raise ServeError(
-            f"The server at {running.url} must run until it is stopped; it ended by itself. "
-            "The lines above in the log say why."
-        )
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    asked = threading.Event()
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        if asked.is_set():  # the second time the user means it: do not wait for anybody
-            raise KeyboardInterrupt
-        log.info("%s: draining", signal.Signals(number).name)
-        asked.set()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _url(listener: socket.socket, tls: Tls | None) -> str:
-    host, port = listener.getsockname()[:2]
-    scheme = "http" if tls is None else "https"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+    run_until_stopped(lambda: serve_in_thread(endpoint, session), on_ready)
 
 
 def check_endpoints(endpoints: Sequence[Endpoint]) -> None:
@@ -216,40 +142,11 @@ def check_endpoints(endpoints: Sequence[Endpoint]) -> None:
                 f"workers of {label} must be 0 or more; got {endpoint.workers}. Use 0 to run the "
                 "model in the server's own process."
             )
-    _check_tls(endpoints[0].tls)
+    check_tls(endpoints[0].tls)
     labels = [endpoint.version.label for endpoint in endpoints]
     for label in labels:
         if labels.count(label) > 1:
             raise ServeError(f"A version must be served once; got {label} twice. Leave one out.")
-
-
-def _check_tls(tls: Tls | None) -> None:
-    if tls is None:
-        return
-    import ssl
-
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.certificate, tls.key)
-    except (OSError, ssl.SSLError) as error:
-        raise ServeError(
-            f"Certificate and key must be PEM files that belong together; got {error}. "
-            "Check --tls-cert and --tls-key."
-        ) from error
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    # bound now, so that a taken port fails before a model is loaded; listening starts when ready
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise ServeError(
-            f"An endpoint must have an address of its own; {host}:{port} gives {error.strerror}. "
-            "Choose another port, or 0 for a free one."
-        ) from error
-    return listener
 
 
 def _open_session(endpoint: Endpoint) -> Session:
@@ -266,12 +163,15 @@ def _open_log(endpoint: Endpoint) -> "ObservationLog | None":
     return ObservationLog(endpoint.log)
 
 
-def _open_gate(endpoint: Endpoint) -> "Gate | None":
+def open_gate(endpoint: Endpoint, stack: ExitStack) -> "Gate | None":
+    """Return what lets callers in, closed with the stack; None lets everybody."""
     if endpoint.access is None:
         return None
     from ingot.serve.access.gate import Gate
 
-    return Gate(endpoint.access)
+    gate = Gate(endpoint.access)
+    stack.callback(gate.close)
+    return gate
 
 
 def _serve(endpoint: Endpoint, session: Session | None, stack: ExitStack) -> "Served":
@@ -296,20 +196,6 @@ def _make_ready(endpoint: Endpoint, session: Session, state: "State") -> None:
     state.inline_bytes = inline_limit(latency_ms, len(encode_request(feeds)))
     state.sample = feeds
     state.is_warm = True
-
-
-def _start(server: "Server", listener: socket.socket) -> threading.Thread:
-    thread = threading.Thread(
-        target=server.run, kwargs={"sockets": [listener]}, name="ingot-serve", daemon=True
-    )
-    thread.start()
-    while not server.started and thread.is_alive():
-        time.sleep(_TICK_S)
-    if server.failure is not None:
-        raise server.failure
-    if not server.started:
-        raise ServeError("The web server must start; it ended at once. The log says why.")
-    return thread
 
 
 def _close_session(session: Session, state: "State") -> None:

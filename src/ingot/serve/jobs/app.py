@@ -1,23 +1,19 @@
 """The web application of an endpoint that takes jobs only: health, metadata, and the job routes."""
 
-import logging
 from typing import TYPE_CHECKING
 
-from ingot.core.digest import Json
 from ingot.serve.access.gate import Gate
-from ingot.serve.app import _specs
+from ingot.serve.answers import crash, describe_model, json_answer, problem, refusal
 from ingot.serve.jobs.desk import JobDesk
 from ingot.serve.jobs.metrics import JobMetrics
 from ingot.serve.jobs.openapi import describe_jobs
-from ingot.serve.jobs.web import job_routes, problem
+from ingot.serve.jobs.web import job_routes
 from ingot.serve.problems import RequestError
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
-
-log = logging.getLogger(__name__)
 
 
 def build_jobs_app(desk: JobDesk, metrics: JobMetrics, *, gate: Gate | None = None) -> "Starlette":
@@ -44,8 +40,8 @@ def build_jobs_app(desk: JobDesk, metrics: JobMetrics, *, gate: Gate | None = No
         ],
         exception_handlers={
             HTTPException: pages.refused,
-            RequestError: pages.denied,
-            Exception: pages.crashed,
+            RequestError: refusal,
+            Exception: crash,
         },
     )
 
@@ -66,27 +62,18 @@ class _Pages:
         await self._gate.admit(request.headers.get("authorization", ""), wanted, model)
 
     async def live(self, _request: "Request") -> "Response":
-        return _json({"live": True})
+        return json_answer({"live": True})
 
     async def ready(self, _request: "Request") -> "Response":
         ready = self._desk.is_ready() and not self._desk.is_draining
-        return _json({"ready": ready}, 200 if ready else 503)
+        return json_answer({"ready": ready}, 200 if ready else 503)
 
     async def model(self, request: "Request") -> "Response":
         await self.admit(request)
         if request.path_params["name"] != self._desk.name:
             return problem(404, f"No model is named so here; {self._desk.name!r} is. Ask for it.")
-        version, signature = self._desk.endpoint.version, self._desk.endpoint.model.signature
-        return _json(
-            {
-                "name": version.name,
-                "versions": [str(version.number)],
-                "platform": f"onnx_{version.config.engine}",
-                "inputs": _specs(signature.inputs),  # type: ignore[dict-item] # lists of JSON values
-                "outputs": _specs(signature.outputs),  # type: ignore[dict-item] # as above
-                "parameters": {"ingot-version": version.digest, "ingot-model": version.model},
-            }
-        )
+        endpoint = self._desk.endpoint
+        return json_answer(describe_model(endpoint, [endpoint.version.number]))
 
     async def prometheus(self, request: "Request") -> "Response":
         await self.admit(request, "metrics")
@@ -97,7 +84,7 @@ class _Pages:
 
     async def openapi(self, request: "Request") -> "Response":
         await self.admit(request)
-        return _json(describe_jobs(self._desk.name))
+        return json_answer(describe_jobs(self._desk.name))
 
     async def refused(self, request: "Request", error: Exception) -> "Response":
         from starlette.exceptions import HTTPException
@@ -107,18 +94,3 @@ class _Pages:
         return problem(
             error.status_code, f"{words}{self._desk.name}/jobs.", dict(error.headers or {})
         )
-
-    async def denied(self, _request: "Request", error: Exception) -> "Response":
-        assert isinstance(error, RequestError)
-        headers = {"www-authenticate": "Bearer"} if error.status == 401 else None
-        return problem(error.status, str(error), headers)
-
-    async def crashed(self, request: "Request", error: Exception) -> "Response":
-        log.error("%s failed", request.url.path, exc_info=error)
-        return problem(500, "The server failed. Its log says why.")
-
-
-def _json(value: Json, status: int = 200) -> "Response":
-    from starlette.responses import JSONResponse
-
-    return JSONResponse(value, status)

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 from ingot.core.errors import ServeError
-from ingot.core.extras import need
+from ingot.serve.address import bind, url_of
 from ingot.serve.endpoint import Endpoint
 from ingot.serve.jobs.decisions import DecisionLog
 from ingot.serve.jobs.disks import need_local_disk
@@ -20,6 +19,7 @@ from ingot.serve.jobs.places import remove_parts, remove_result
 from ingot.serve.jobs.settings import AsyncSettings
 from ingot.serve.jobs.store import JobStore
 from ingot.serve.jobs.supervisor import Supervisor
+from ingot.serve.running import Running, need_server, run_until_stopped, start
 
 if TYPE_CHECKING:
     from ingot.serve.jobs.desk import JobDesk
@@ -81,47 +81,23 @@ def sweep(store: JobStore, settings: AsyncSettings) -> int:
 
 
 @dataclass(slots=True)
-class RunningJobs:
+class RunningJobs(Running):
     """An asynchronous endpoint that answers, in threads of this process and instances beside it.
 
+    What is queued when it stops stays queued, and is answered after the next start. Instances get
+    `drain_s` to finish what they hold.
+
     Attributes:
-        url: Where it answers.
         desk: What its routes ask.
         supervisor: Its instances.
     """
 
-    url: str
     desk: "JobDesk"
     supervisor: Supervisor
-    _server: Any  # a uvicorn.Server, imported late
-    _thread: threading.Thread
-    _resources: ExitStack
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the web server still runs."""
-        return self._thread.is_alive()
-
-    def stop(self) -> None:
-        """Refuse new jobs, let instances finish what they hold for `drain_s`, end all.
-
-        What is queued stays queued, and is answered after the next start.
-        """
+    def drain(self) -> None:
+        """Refuse new jobs."""
         self.desk.is_draining = True
-        self._server.should_exit = True
-        self._thread.join()
-        self._resources.close()
 
 
 def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> RunningJobs:
@@ -136,20 +112,19 @@ def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> Running
         StoreError: The job store cannot be opened.
         ServeError: The address is taken, or the model does not answer.
     """
-    for module in ("starlette", "uvicorn", "httptools", "msgspec", "prometheus_client"):
-        need(module, extra="serve", what="Serving")
+    need_server()
     from ingot.serve.jobs.app import build_jobs_app
     from ingot.serve.jobs.desk import JobDesk
     from ingot.serve.jobs.metrics import JobMetrics
     from ingot.serve.metrics import Metrics
-    from ingot.serve.server import _bind, _open_gate, _start, _url, check_endpoints
+    from ingot.serve.server import check_endpoints, open_gate
     from ingot.serve.web import Server
     from ingot.serve.workers.workforce import Workforce
 
     check_endpoints((endpoint,))
 
     with ExitStack() as stack:
-        listener = stack.enter_context(_bind(endpoint.host, endpoint.port))
+        listener = stack.enter_context(bind(endpoint.host, endpoint.port))
         need_local_disk(settings.folder)
         stack.enter_context(_sole_owner(settings.folder))
         store = stack.enter_context(closing(settings.open_store(is_first=True)))
@@ -169,15 +144,13 @@ def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> Running
         )  # fmt: skip
         stack.callback(desk.close)
         metrics = JobMetrics(desk.name, store, instances=lambda: supervisor.instances)
-        gate = _open_gate(endpoint)
-        if gate is not None:
-            stack.callback(gate.close)
+        gate = open_gate(endpoint, stack)
         app = build_jobs_app(desk, metrics, gate=gate)
         # no worker of its own: instances answer, and the supervisor has them
         server = Server(app, endpoint, Workforce([], Metrics()))
-        thread = _start(server, listener)
-        url = _url(listener, endpoint.tls)
-        return RunningJobs(url, desk, supervisor, server, thread, stack.pop_all())
+        thread = start(server, listener)
+        url = url_of(listener, endpoint.tls)
+        return RunningJobs(url, server, thread, stack.pop_all(), desk, supervisor)
     raise AssertionError("unreachable: an ExitStack that is popped swallows nothing")
 
 
@@ -214,21 +187,4 @@ def run_jobs(
     Raises:
         IngotError: As `serve_jobs_in_thread`, or the server died.
     """
-    from ingot.serve.server import _stop_signals
-
-    with _stop_signals() as asked:
-        running = serve_jobs_in_thread(endpoint, settings)
-        try:
-            log.info("%s takes jobs at %s", endpoint.version.label, running.url)
-            if on_ready is not None:
-                on_ready(running.url)
-            while not asked.wait(1.0) and running.is_alive:
-                continue
-            died = not running.is_alive
-        finally:
-            running.stop()
-    if died:
-        raise ServeError(
-            f"The server at {running.url} must run until it is stopped; it ended by itself. "
-            "The lines above in the log say why."
-        )
+    run_until_stopped(lambda: serve_jobs_in_thread(endpoint, settings), on_ready)

@@ -6,13 +6,13 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from ingot.core.digest import Json
 from ingot.core.names import suggest
+from ingot.serve.answers import json_answer, problem
 from ingot.serve.jobs.desk import JobDesk
 from ingot.serve.jobs.job import MAX_INLINE_BYTES, Job, JobState, QuotaError, StoreError
 from ingot.serve.jobs.places import read_result
 from ingot.serve.jobs.status import job_path, show_job, show_new
-from ingot.serve.problems import PROBLEM_TYPE, RequestError, encode_problem
+from ingot.serve.problems import RequestError
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -29,8 +29,6 @@ _NOT_KEPT = (
     "A job must be kept on disk before it is accepted; it could not be. Nothing was accepted; "
     "ask again later."
 )
-_CLOSE = {"connection": "close"}  # the rest of a body that is too large or slow is not read
-_HEADERS = {401: {"www-authenticate": "Bearer"}, 408: _CLOSE, 413: _CLOSE}
 Page = Callable[["Request"], Awaitable["Response"]]
 Admit = Callable[["Request"], Awaitable[object]]
 
@@ -62,19 +60,6 @@ def job_routes(desk: JobDesk, *, admit: Admit | None = None) -> "list[BaseRoute]
     ]
 
 
-def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> "Response":
-    """Return a problem document (RFC 9457).
-
-    Args:
-        status: HTTP status.
-        detail: What must hold, what we got, what to do.
-        headers: More headers.
-    """
-    from starlette.responses import Response
-
-    return Response(encode_problem(status, detail), status, headers, media_type=PROBLEM_TYPE)
-
-
 def _guarded(desk: JobDesk, page: Page, admit: Admit | None) -> Page:
     """Return the page with every refusal as a problem document."""
 
@@ -88,7 +73,7 @@ def _guarded(desk: JobDesk, page: Page, admit: Admit | None) -> Page:
                 return problem(404, words)
             return await page(request)
         except RequestError as error:
-            return problem(error.status, str(error), _HEADERS.get(error.status))
+            return problem(error.status, str(error))
         except QuotaError as error:
             return problem(429, str(error), {"retry-after": "5"})
         except StoreError as error:
@@ -122,10 +107,10 @@ class _Pages:
         path = job_path(self._desk.name, placed.id)
         headers = {"location": path, "ingot-version": self._desk.endpoint.version.digest}
         if placed.is_new:
-            return _json(show_new(job), 202, headers)
+            return json_answer(show_new(job), 202, headers)
         found = await self._desk.get(placed.id)
         headers["idempotency-replayed"] = "true"
-        return _json(show_new(job) if found is None else show_job(found), 202, headers)
+        return json_answer(show_new(job) if found is None else show_job(found), 202, headers)
 
     async def listing(self, request: "Request") -> "Response":
         query = request.query_params
@@ -142,7 +127,7 @@ class _Pages:
             after=query.get("after"),
         )
         counts = await self._desk.ask(self._desk.store.counts, self._desk.name)
-        return _json(
+        return json_answer(
             {
                 "model": self._desk.name,
                 "counts": {state.value: n for state, n in counts.items()},
@@ -152,7 +137,7 @@ class _Pages:
         )
 
     async def status(self, request: "Request") -> "Response":
-        return _json(show_job(await self._job(request)))
+        return json_answer(show_job(await self._job(request)))
 
     async def cancel(self, request: "Request") -> "Response":
         job = await self._job(request)
@@ -161,7 +146,7 @@ class _Pages:
             state = ended.state.value if ended is not None else "forgotten"
             words = f"A job can be cancelled until it ends; this one is {state}. Nothing was done."
             return problem(409, words)
-        return _json(show_job(ended))
+        return json_answer(show_job(ended))
 
     async def result(self, request: "Request") -> "Response":
         from starlette.responses import StreamingResponse
@@ -198,7 +183,7 @@ class _Pages:
         rows = await self._desk.ask(
             self._desk.decisions.read, self._desk.name, after=after, limit=limit
         )
-        return _json({"model": self._desk.name, "decisions": [row.to_json() for row in rows]})
+        return json_answer({"model": self._desk.name, "decisions": [row.to_json() for row in rows]})
 
     async def _job(self, request: "Request") -> Job:
         name = request.path_params["job"]
@@ -271,9 +256,3 @@ def _number(text: str, name: str, most: int, *, least: int = 1) -> int:
     raise RequestError(
         f"{name} must be a whole number from {least} to {most:,}; got {text[:40]!r}. Change it."
     )
-
-
-def _json(value: Json, status: int = 200, headers: dict[str, str] | None = None) -> "Response":
-    from starlette.responses import Response
-
-    return Response(json.dumps(value), status, headers, media_type="application/json")

@@ -1,0 +1,146 @@
+"""A server that runs in a thread: started, kept until a signal comes, drained, ended."""
+
+import logging
+import signal
+import socket
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Self
+
+from ingot.core.errors import ServeError
+from ingot.core.extras import need
+
+if TYPE_CHECKING:
+    from ingot.serve.web import Server
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.005
+
+
+@dataclass(slots=True)
+class Running(ABC):
+    """A server that answers, in a thread of this process. A context manager that stops it.
+
+    Attributes:
+        url: Where it answers, e.g. `http://127.0.0.1:8000`.
+        server: Its web server.
+        thread: Where that runs.
+        resources: What is closed after it.
+    """
+
+    url: str
+    server: "Server"
+    thread: threading.Thread
+    resources: ExitStack
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the web server still runs."""
+        return self.thread.is_alive()
+
+    def stop(self) -> None:
+        """Drain and end; calling it again does nothing."""
+        self.drain()
+        self.server.should_exit = True
+        self.thread.join()
+        self.resources.close()
+
+    @abstractmethod
+    def drain(self) -> None:
+        """Refuse what is new and wait for what is in flight, as long as that may take."""
+
+
+def need_server() -> None:
+    """Check that a web server can be started.
+
+    Raises:
+        MissingExtraError: The extra `serve` is not installed.
+    """
+    for module in ("starlette", "uvicorn", "httptools", "msgspec", "prometheus_client"):
+        need(module, extra="serve", what="Serving")
+
+
+def start(server: "Server", listener: socket.socket) -> threading.Thread:
+    """Run a web server in a thread and return that when it answers.
+
+    Raises:
+        ServeError: It ended at once.
+        IngotError: Whatever kept it from starting.
+    """
+    thread = threading.Thread(
+        target=server.run, kwargs={"sockets": [listener]}, name="ingot-serve", daemon=True
+    )
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(TICK_S)
+    if server.failure is not None:
+        raise server.failure
+    if not server.started:
+        raise ServeError("The web server must start; it ended at once. The log says why.")
+    return thread
+
+
+def run_until_stopped(
+    begin: Callable[[], Running], on_ready: Callable[[str], None] | None = None
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. Call it from the main thread.
+
+    Args:
+        begin: Starts the server.
+        on_ready: Told the URL once it answers.
+
+    Raises:
+        ServeError: The server died.
+        IngotError: It could not be started.
+    """
+    with _stop_signals() as asked:
+        running = begin()
+        try:
+            log.info("answering at %s", running.url)
+            if on_ready is not None:
+                on_ready(running.url)
+            while not asked.wait(1.0) and running.is_alive:
+                continue
+            died = not running.is_alive
+        finally:
+            running.stop()
+    if died:
+        raise ServeError(
+            f"The server at {running.url} must run until it is stopped; it ended by itself. "
+            "The lines above in the log say why."
+        )
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    asked = threading.Event()
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        if asked.is_set():  # the second time the user means it: do not wait for anybody
+            raise KeyboardInterrupt
+        log.info("%s: draining", signal.Signals(number).name)
+        asked.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
