@@ -9,7 +9,15 @@ from ingot.serve.answers import crash, describe_model, json_answer, problem, ref
 from ingot.serve.infer import InferRoute
 from ingot.serve.metrics import Metrics, Series
 from ingot.serve.problems import RequestError
-from ingot.serve.routing import MODEL, VERSION, Dispatch, FastPath, find_version, refuse_path
+from ingot.serve.routing import (
+    MODEL,
+    VERSION,
+    Dispatch,
+    FastPath,
+    exact_paths,
+    find_version,
+    refuse_path,
+)
 from ingot.serve.state import ObservationSink, Served
 
 if TYPE_CHECKING:
@@ -58,7 +66,7 @@ def build_app(
     routes: list[BaseRoute] = [Route(path + "/infer", dispatch) for path in (MODEL, VERSION)]
     pages = _Pages(served, metrics, gate).routes()
     routes += [Route(path, page, methods=["GET"]) for path, page in pages]
-    return Starlette(
+    app = Starlette(
         routes=routes,
         middleware=[Middleware(FastPath, versions=versions, routes=infer)],
         exception_handlers={
@@ -67,6 +75,8 @@ def build_app(
             Exception: crash,
         },
     )
+    app.state.quick = {path.encode(): way for path, way in exact_paths(versions, infer).items()}
+    return app
 
 
 def _series(one: Served, metrics: Metrics, log: ObservationSink | None) -> Series:

@@ -34,7 +34,7 @@ from ingot.serve.protocol import (
     encode_binary_response,
     encode_response,
 )
-from ingot.serve.routing import Receive, Scope, Send, refuse_path
+from ingot.serve.routing import Headers, Receive, Reply, Scope, Send, refuse_path
 from ingot.serve.runner import Runner, blame
 from ingot.serve.state import ObservationSink, Served
 
@@ -123,12 +123,7 @@ class InferRoute:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; whatever happens is counted and observed."""
-        read = self._read
-        headers = {k: v.decode("latin-1") for k, v in scope["headers"] if k in read}
-        call = _Call(
-            self._clock(), time.perf_counter(), scope["path_params"], scope["method"], headers,
-            self._timeout_s,
-        )  # fmt: skip
+        call = self._call(scope["path_params"], scope["method"], scope["headers"])
         self._state.in_flight += 1
         # what a request gets that is cancelled when draining takes too long
         status, body = 503, b""
@@ -139,6 +134,44 @@ class InferRoute:
         finally:
             self._state.in_flight -= 1
             self._note(call, status, body)
+
+    def answer_now(self, path: Mapping[str, str], headers: Headers, body: bytes) -> Reply | None:
+        """Answer a small request whose caller shows a key; None for every other.
+
+        Nothing has been counted or run when it returns None.
+
+        Args:
+            path: `name` and perhaps `number`, from the path.
+            headers: Of the request, names in lower case.
+            body: The whole of it.
+        """
+        state = self._state
+        if state.runner is not None or len(body) > min(state.inline_bytes, self._limit):
+            return None
+        call = self._call(path, "POST", headers)
+        try:
+            self._identify(call)
+            if self._gate is not None:
+                proof = call.headers.pop(b"authorization", "")
+                caller = self._gate.admit_key(proof, "infer", path["name"])
+                if caller is None:
+                    return None
+                call.client = caller.name
+            self._admit(call)
+        except RequestError:
+            return None
+        call.inputs_ref = digest_bytes(body)
+        try:
+            status, answer = 200, self._infer(call, body)
+        except Exception as error:  # noqa: BLE001 # logged where the answer is made
+            status, answer = _failed(call, error)
+        self._note(call, status, answer)
+        return Reply(status, self._reply_headers(call, status, len(answer)), answer)
+
+    def _call(self, path: Mapping[str, str], method: str, headers: Headers) -> _Call:
+        read = self._read
+        known = {k: v.decode("latin-1") for k, v in headers if k in read}
+        return _Call(self._clock(), time.perf_counter(), path, method, known, self._timeout_s)
 
     async def _answer(self, call: _Call, receive: Receive) -> tuple[int, bytes]:
         try:
@@ -157,13 +190,8 @@ class InferRoute:
             if is_small and call.left_s() > 0:
                 return 200, self._infer(call, body)
             return 200, await self._in_time(call, body)
-        except RequestError as error:
-            return error.status, encode_problem(error.status, str(error))
-        except Exception:  # a process edge: engines raise anything, a request gets its answer
-            log.exception("request %s failed", call.request_id)
-            return 500, encode_problem(
-                500, f"The engine failed on request {call.request_id}. The server's log says why."
-            )
+        except Exception as error:  # noqa: BLE001 # logged where the answer is made
+            return _failed(call, error)
 
     async def _in_time(self, call: _Call, body: bytes) -> bytes:
         state = self._state
@@ -287,11 +315,16 @@ class InferRoute:
             )
 
     async def _send(self, send: Send, call: _Call, status: int, body: bytes) -> None:
+        headers = self._reply_headers(call, status, len(body))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _reply_headers(self, call: _Call, status: int, size: int) -> list[tuple[bytes, bytes]]:
         headers = [
             _JSON,
             *self._headers,
             (b"x-request-id", call.request_id.encode()),
-            (b"content-length", b"%d" % len(body)),
+            (b"content-length", b"%d" % size),
         ]
         if status != 200:
             headers[0] = _PROBLEM
@@ -299,8 +332,7 @@ class InferRoute:
         elif call.json_bytes is not None:
             headers[0] = _BYTES
             headers.append((LENGTH_HEADER, str(call.json_bytes).encode()))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        return headers
 
     def _note(self, call: _Call, status: int, body: bytes) -> None:
         seconds = time.perf_counter() - call.started
@@ -324,3 +356,14 @@ class InferRoute:
                 step=call.step,
             )
         )
+
+
+def _failed(call: _Call, error: Exception) -> tuple[int, bytes]:
+    """Return status and body for a request that is refused, or on which the engine failed."""
+    if isinstance(error, RequestError):
+        return error.status, encode_problem(error.status, str(error))
+    # a process edge: engines raise anything, a request gets its answer
+    log.error("request %s failed", call.request_id, exc_info=error)
+    return 500, encode_problem(
+        500, f"The engine failed on request {call.request_id}. The server's log says why."
+    )

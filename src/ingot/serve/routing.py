@@ -1,6 +1,7 @@
 """Which model answers a request, by its path."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ingot.core.names import suggest
@@ -10,9 +11,25 @@ from ingot.registry.version import Version
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+Headers = Sequence[tuple[bytes, bytes]]
 
 MODEL = "/v2/models/{name}"
 VERSION = MODEL + "/versions/{number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer.
+
+    Attributes:
+        status: HTTP status.
+        headers: Names in lower case.
+        body: All of it.
+    """
+
+    status: int
+    headers: Headers
+    body: bytes
 
 
 class Route(Protocol):
@@ -51,6 +68,37 @@ def refuse_path(versions: Sequence[Version], path: Mapping[str, str]) -> str:
     return f"No version of {name!r} has number {number!r} here. {suggest(number, numbers)}"
 
 
+class QuickRoute(Route, Protocol):
+    """A route that may answer a whole request on the spot."""
+
+    def answer_now(self, path: Mapping[str, str], headers: Headers, body: bytes) -> Reply | None:
+        """Answer, or return None for what must wait or be refused: `__call__` is asked then.
+
+        Args:
+            path: `name` and perhaps `number`, from the path.
+            headers: Of the request, names in lower case.
+            body: The whole of it.
+        """
+
+
+def exact_paths(
+    versions: Sequence[Version], routes: Sequence[Route]
+) -> dict[str, tuple[Route, Mapping[str, str]]]:
+    """Return what answers for each infer path in its usual spelling, with what the path names.
+
+    Args:
+        versions: What is served.
+        routes: What answers for each.
+    """
+    paths: dict[str, tuple[Route, Mapping[str, str]]] = {}
+    for version, route in zip(versions, routes, strict=True):
+        served = {"name": version.name, "number": str(version.number)}
+        paths[VERSION.format(**served) + "/infer"] = (route, served)
+        # a path without a number means the first version of that name
+        paths.setdefault(MODEL.format(**served) + "/infer", (route, {"name": version.name}))
+    return paths
+
+
 class Dispatch:
     """Sends an inference to the route of the model in its path.
 
@@ -80,14 +128,7 @@ class FastPath:
     # Any: an ASGI application of the framework
     def __init__(self, app: Any, *, versions: Sequence[Version], routes: Sequence[Route]) -> None:
         self._app = app
-        self._paths: dict[str, tuple[Route, Mapping[str, str]]] = {}
-        for version, route in zip(versions, routes, strict=True):
-            served = {"name": version.name, "number": str(version.number)}
-            self._paths[VERSION.format(**served) + "/infer"] = (route, served)
-            # a path without a number means the first version of that name
-            self._paths.setdefault(
-                MODEL.format(**served) + "/infer", (route, {"name": version.name})
-            )
+        self._paths = exact_paths(versions, routes)
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Answer, or pass on."""

@@ -11,10 +11,10 @@ from http import HTTPStatus
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ingot.serve.endpoint import Endpoint
 from ingot.serve.problems import PROBLEM_TYPE, encode_problem
+from ingot.serve.quick import QuickProtocol
 from ingot.serve.rpc.service import RpcServer
 from ingot.serve.workers.workforce import Workforce
 
@@ -97,29 +97,39 @@ class Server(uvicorn.Server):  # type: ignore[misc] # uvicorn is untyped here
                     log.exception("a connection could not be looked at")
 
 
-class GuardedProtocol(HttpToolsProtocol):  # type: ignore[misc] # uvicorn is untyped here
+class GuardedProtocol(QuickProtocol):
     """A connection whose caller must send and read in time, and within a size.
 
     Time is looked at twice a second from outside, so that a request pays nothing for it.
     """
 
-    _seen: Any = None  # the request-response cycle whose head was the last to be whole
     _head_bytes = 0
+    _is_in_body = _had_head = False
     _owed: tuple[str, Any] | None = None  # what the caller was last seen to owe
     _owed_since = 0.0
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; a head without end is refused with 431."""
+        self._had_head = False
         super().data_received(data)
-        cycle = self.cycle
-        if cycle is not self._seen:
-            self._seen, self._head_bytes = cycle, 0
-        elif cycle is None or cycle.response_complete:
+        if self._had_head:
+            self._head_bytes = 0
+        elif not self._is_in_body:
             self._head_bytes += len(data)
             if self._head_bytes > _MOST_HEAD_BYTES:
                 self._refuse(
                     431, f"Headers must take at most {_MOST_HEAD_BYTES:,} bytes. Send fewer."
                 )
+
+    def on_headers_complete(self) -> None:
+        """Note that a head has ended."""
+        self._had_head = self._is_in_body = True
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Note that a body has ended."""
+        self._is_in_body = False
+        super().on_message_complete()
 
     def hang_up_if_slow(self, now: float, limit_s: float) -> None:
         """Close the connection if a request, or the reading of an answer, takes too long.

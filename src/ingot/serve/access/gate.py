@@ -6,6 +6,9 @@ from ingot.serve.access.tokens import TokenVerifier
 from ingot.serve.endpoint import Access
 from ingot.serve.problems import RequestError
 
+_BEARER = "Bearer "
+_KEY = _BEARER + PREFIX
+
 
 class Gate:
     """Asks callers who they are and what they may.
@@ -33,15 +36,23 @@ class Gate:
         Raises:
             RequestError: No valid proof (401), or it does not allow this (403).
         """
-        caller = await self.identify(authorization)
-        if not caller.may(action, model):
-            scope = f"{action}:{model}" if model else action
-            raise RequestError(
-                f"The caller must be allowed {scope}; {caller.name!r} is not. Ask for a key with "
-                "that scope.",
-                status=403,
-            )
-        return caller
+        return _allowed(await self.identify(authorization), action, model)
+
+    def admit_key(self, authorization: str, action: str, model: str = "") -> Principal | None:
+        """Return the caller if a key is shown, without waiting; None if something else is.
+
+        Args:
+            authorization: The header of that name, empty if there is none.
+            action: What it wants; see `Principal.may`.
+            model: Of which model.
+
+        Raises:
+            RequestError: The caller may not (403).
+        """
+        if self._ring is None or not authorization.startswith(_KEY):
+            return None
+        caller = self._ring.find(authorization.removeprefix(_BEARER))
+        return None if caller is None else _allowed(caller, action, model)
 
     async def identify(self, authorization: str) -> Principal:
         """Return the caller, whatever it may.
@@ -71,3 +82,14 @@ class Gate:
         if proof.startswith(PREFIX):
             return self._ring.find(proof) if self._ring is not None else None
         return await self._tokens.find(proof) if self._tokens is not None else None
+
+
+def _allowed(caller: Principal, action: str, model: str) -> Principal:
+    if not caller.may(action, model):
+        scope = f"{action}:{model}" if model else action
+        raise RequestError(
+            f"The caller must be allowed {scope}; {caller.name!r} is not. Ask for a key with "
+            "that scope.",
+            status=403,
+        )
+    return caller
