@@ -4,7 +4,7 @@ import pytest
 
 from ingot.observe.log import ObservationLog
 from ingot.observe.observation import Observation
-from ingot.observe.reading import Selection, newest_id, read_after, read_log, summarize
+from ingot.observe.reading import Selection, read_after, read_newest, summarize
 
 ONE = Observation("r", 1.0, "digits", "sha256:aa")
 
@@ -46,13 +46,13 @@ def test_a_summary_counts_sampled_requests_for_those_left_out(log):
 def test_the_newest_rows_come_in_order_of_arrival(log):
     put(log, [replace(ONE, request_id=str(i), time=float(-i)) for i in range(10)])
 
-    assert [row.request_id for row in read_log(log.path, last=3)] == ["7", "8", "9"]
-    assert [row.request_id for row in read_log(log.path, Selection("faces"), last=3)] == []
+    assert [row.request_id for row in read_newest(log.path, 3)[1]] == ["7", "8", "9"]
+    assert read_newest(log.path, 3, Selection("faces")) == (10, [])
 
 
 def test_reading_on_gives_only_what_came_since(log):
     put(log, [ONE])
-    at = newest_id(log.path)
+    at, _ = read_newest(log.path, 1)
     put(log, [replace(ONE, request_id="new"), replace(ONE, endpoint="faces")])
 
     at, found = read_after(log.path, at, Selection("digits"))

@@ -112,7 +112,7 @@ def test_figures_are_told_apart_by_model_version_and_arm(stats):
     assert stats.over(10.0, model="digits").requests == 3
     assert stats.over(10.0, model="digits", version="2").requests == 2
     assert stats.over(10.0, version="2", arm="canary").requests == 1
-    assert stats.keys() == [A, B._replace(arm="canary"), B, Key("faces", "1")]
+    assert stats.keys == [A, B._replace(arm="canary"), B, Key("faces", "1")]
 
 
 def test_nothing_served_has_no_quantiles(stats):

@@ -69,15 +69,12 @@ def need_log(path: Path) -> Path:
     return path
 
 
-def read_log(
-    path: Path, selection: Selection | None = None, *, last: int | None = None
-) -> Iterator[Observation]:
-    """Yield observations in order of time, or the newest ones in order of arrival.
+def read_log(path: Path, selection: Selection | None = None) -> Iterator[Observation]:
+    """Yield observations in order of time.
 
     Args:
         path: The log, which others may be writing.
         selection: Which; all if not given.
-        last: Only so many of the newest.
 
     Raises:
         LedgerError: The file is not a SQLite database.
@@ -86,37 +83,52 @@ def read_log(
     with reading(path) as db:
         if not has_table(db, "observations"):
             return
-        names = ", ".join(columns_of(db))
-        query = f"SELECT {names} FROM observations WHERE {where} "  # noqa: S608 # names of our own fields
-        if last is None:
-            rows = db.execute(query + "ORDER BY time, id", values)
-        else:
-            rows = db.execute(
-                f"SELECT {names} FROM (SELECT * FROM observations WHERE {where}"  # noqa: S608 # as above
-                " ORDER BY id DESC LIMIT ?) ORDER BY id",
-                [*values, last],
-            )
+        rows = db.execute(
+            f"SELECT {', '.join(columns_of(db))} FROM observations WHERE {where}"  # noqa: S608 # names of our own fields
+            " ORDER BY time, id",
+            values,
+        )
         with closing(rows):  # a reader that stops early must not hold the log's old pages
             while piece := rows.fetchmany(_PIECE_ROWS):
                 yield from map(observation_of, piece)
 
 
-def newest_id(path: Path) -> int:
-    """Return the number of the newest row; 0 in an empty log."""
+def read_newest(
+    path: Path, last: int, selection: Selection | None = None
+) -> tuple[int, list[Observation]]:
+    """Return the newest row's number and the newest observations, in order of arrival.
+
+    Args:
+        path: The log.
+        last: At most so many.
+        selection: Which; all if not given.
+
+    Raises:
+        LedgerError: The file is not a SQLite database.
+    """
+    where, values = (selection or Selection()).where()
     with reading(path) as db:
         if not has_table(db, "observations"):
-            return 0
-        return int(db.execute("SELECT coalesce(max(id), 0) FROM observations").fetchone()[0])
+            return 0, []
+        db.execute("BEGIN")  # both answers are of one moment
+        (newest,) = db.execute("SELECT coalesce(max(id), 0) FROM observations").fetchone()
+        rows = db.execute(
+            f"SELECT {', '.join(columns_of(db))} FROM observations WHERE {where}"  # noqa: S608 # names of our own fields
+            " ORDER BY id DESC LIMIT ?",
+            [*values, last],
+        ).fetchall()
+        db.execute("COMMIT")
+    return int(newest), [observation_of(row) for row in reversed(rows)]
 
 
 def read_after(
     path: Path, row: int, selection: Selection | None = None
 ) -> tuple[int, list[Observation]]:
-    """Return what came after a row, in order of arrival, and the number of the newest row of it.
+    """Return the newest row's number and what came after another, in order of arrival.
 
     Args:
         path: The log.
-        row: As the call before returned it, or `newest_id`.
+        row: Number of that other one, as `read_newest` or the call before returned it.
         selection: Which; all if not given.
     """
     where, values = (selection or Selection()).where()
@@ -128,7 +140,7 @@ def read_after(
             " ORDER BY id",
             [row, *values],
         ).fetchall()
-    return (rows[-1][0] if rows else row), [observation_of(found[1:]) for found in rows]
+    return (int(rows[-1][0]) if rows else row), [observation_of(found[1:]) for found in rows]
 
 
 @dataclass(frozen=True, slots=True)

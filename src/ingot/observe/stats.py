@@ -145,8 +145,9 @@ class Stats:
             bucket.by_status[status] = bucket.by_status.get(status, 0) + 1
             bucket.sketch.add(latency_ms)
 
+    @property
     def keys(self) -> list[Key]:
-        """Return of whom there are figures, sorted."""
+        """Of whom there are figures, sorted."""
         with self._lock:
             return sorted(self._buckets)
 
@@ -195,7 +196,8 @@ class Stats:
             arm: Only of this arm.
         """
         now = self._clock()
-        begin = self._begun if since is None else since - (self._wall() - now)
+        # UTC seconds are rounded to less than a microsecond: a window's own start must find it
+        begin = self._begun if since is None else since - (self._wall() - now) + 1e-5
         first, last = self._first(begin, now), int(now // self._width)
         with self._lock:
             chosen = self._chosen(model, version, arm)

@@ -100,6 +100,8 @@ class _Pages:
             (VERSION, self.model),
             (MODEL + "/ready", self.model_ready),
             (VERSION + "/ready", self.model_ready),
+            (MODEL + "/stats", self.stats),
+            (VERSION + "/stats", self.stats),
             ("/metrics", self.prometheus),
             ("/openapi.json", self.openapi),
         ]
@@ -129,6 +131,15 @@ class _Pages:
         body = {"name": one.endpoint.version.name, "ready": one.state.is_ready}
         return json_answer(body, 200 if one.state.is_ready else 503)
 
+    async def stats(self, request: "Request") -> "Response":
+        from ingot.serve.figures import show_stats
+
+        one = await self._named(request, also="metrics")
+        path, query = request.path_params, request.query_params
+        return json_answer(
+            show_stats(self._metrics.stats, one.endpoint.version.name, path.get("number"), query)
+        )
+
     async def prometheus(self, request: "Request") -> "Response":
         from starlette.responses import Response
 
@@ -151,8 +162,13 @@ class _Pages:
         if self._gate is not None:
             await self._gate.admit(request.headers.get("authorization", ""), action, model)
 
-    async def _named(self, request: "Request") -> Served:
-        await self._admit(request, "read", request.path_params["name"])
+    async def _named(self, request: "Request", *, also: str = "") -> Served:
+        """Return what a path names, to a caller who may read it or do something else."""
+        name, proof = request.path_params["name"], request.headers.get("authorization", "")
+        if self._gate is not None:
+            caller = await self._gate.identify(proof)
+            if not (also and caller.may(also)):
+                await self._gate.admit(proof, "read", name)
         index = find_version(self._versions, request.path_params)
         if index is None:
             raise RequestError(refuse_path(self._versions, request.path_params), status=404)

@@ -160,7 +160,7 @@ def _open_log(endpoint: Endpoint) -> "ObservationLog | None":
         return None
     from ingot.observe.log import ObservationLog
 
-    return ObservationLog(endpoint.log)
+    return ObservationLog(endpoint.log, rules=endpoint.log_rules)
 
 
 def open_gate(endpoint: Endpoint, stack: ExitStack) -> "Gate | None":

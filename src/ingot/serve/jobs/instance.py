@@ -246,7 +246,7 @@ class _Loop:
         if self._observations is None:  # late: an instance's first job must not wait for it
             from ingot.observe.log import ObservationLog
 
-            self._observations = ObservationLog(path)
+            self._observations = ObservationLog(path, rules=self._endpoint.log_rules)
         version = self._endpoint.version
         self._observations.record(
             Observation(
