@@ -10,6 +10,7 @@ from ingot.serve.infer import InferRoute
 from ingot.serve.metrics import Metrics, Series
 from ingot.serve.problems import RequestError
 from ingot.serve.routing import MODEL, VERSION, Dispatch, FastPath, find_version, refuse_path
+from ingot.serve.routing import Route as Answering
 from ingot.serve.state import ObservationSink, Served
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.routing import BaseRoute
+
+    from ingot.serve.tracing import Tracer
 
 _EXTENSIONS = ["binary_tensor_data"]
 
@@ -27,6 +30,7 @@ def build_app(
     *,
     metrics: Metrics | None = None,
     gate: Gate | None = None,
+    tracer: "Tracer | None" = None,
 ) -> "Starlette":
     """Return the ASGI application that answers for some versions.
 
@@ -38,6 +42,7 @@ def build_app(
         log: Where observations go; None keeps none.
         metrics: What is counted; fresh if not given.
         gate: Who may ask; None lets everybody.
+        tracer: Makes a span of every inference; None makes none.
 
     Raises:
         MissingExtraError: The extra `serve` is not installed.
@@ -54,13 +59,14 @@ def build_app(
         InferRoute(one, versions, log=log, gate=gate, metrics=_series(one, metrics, log))
         for one in served
     ]
-    dispatch = Dispatch(versions, infer)
+    answering: list[Answering] = [one if tracer is None else tracer.route(one) for one in infer]
+    dispatch = Dispatch(versions, answering)
     routes: list[BaseRoute] = [Route(path + "/infer", dispatch) for path in (MODEL, VERSION)]
     pages = _Pages(served, metrics, gate).routes()
     routes += [Route(path, page, methods=["GET"]) for path, page in pages]
     return Starlette(
         routes=routes,
-        middleware=[Middleware(FastPath, versions=versions, routes=infer)],
+        middleware=[Middleware(FastPath, versions=versions, routes=answering)],
         exception_handlers={
             HTTPException: _http_error,
             RequestError: refusal,
