@@ -16,6 +16,7 @@ from ingot.observe.observation import Observation
 from ingot.observe.table import columns_of, has_table, observation_of, reading
 
 _PIECE_ROWS = 1000
+_LATE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,33 @@ def read_after(
             [row, *values],
         ).fetchall()
     return (int(rows[-1][0]) if rows else row), [observation_of(found[1:]) for found in rows]
+
+
+def read_ended(
+    path: Path, since: float, selection: Selection | None = None
+) -> Iterator[Observation]:
+    """Yield the observations that ended after a time, the newest first, and perhaps some before.
+
+    Rows arrive in the order in which requests ended, but for what processes write late.
+
+    Args:
+        path: The log.
+        since: UTC seconds since 1970.
+        selection: Which; all if not given.
+    """
+    where, values = (selection or Selection()).where()
+    with reading(path) as db:
+        if not has_table(db, "observations"):
+            return
+        rows = db.execute(
+            f"SELECT {', '.join(columns_of(db))} FROM observations WHERE {where} ORDER BY id DESC",  # noqa: S608 # names of our own fields
+            values,
+        )
+        with closing(rows):
+            for row in map(observation_of, rows):
+                if row.time + row.latency_ms / 1e3 < since - _LATE_S:
+                    return
+                yield row
 
 
 @dataclass(frozen=True, slots=True)

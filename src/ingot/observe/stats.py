@@ -48,18 +48,18 @@ class Window:
 
     start: float
     seconds: float
-    by_status: dict[int, int]
+    by_status: dict[int, float]
     p50_ms: float | None
     p95_ms: float | None
     p99_ms: float | None
 
     @property
-    def requests(self) -> int:
+    def requests(self) -> float:
         """How many requests ended in it."""
         return sum(self.by_status.values())
 
     @property
-    def errors(self) -> int:
+    def errors(self) -> float:
         """How many of them failed by the server's fault: statuses from 500 up."""
         return sum(n for status, n in self.by_status.items() if status >= _FIRST_FAILURE)
 
@@ -86,7 +86,7 @@ class Window:
 @dataclass(slots=True)
 class _Bucket:
     sketch: Any  # ddsketch is untyped
-    by_status: dict[int, int] = field(default_factory=dict)
+    by_status: dict[int, float] = field(default_factory=dict)
 
 
 class Stats:
@@ -127,7 +127,15 @@ class Stats:
         """Seconds that windows are kept."""
         return self._most * self._width
 
-    def add(self, key: Key, status: int, latency_ms: float, *, at: float | None = None) -> None:
+    def add(
+        self,
+        key: Key,
+        status: int,
+        latency_ms: float,
+        *,
+        at: float | None = None,
+        weight: float = 1,
+    ) -> None:
         """Count one request.
 
         Args:
@@ -135,6 +143,7 @@ class Stats:
             status: HTTP status.
             latency_ms: From arrival to answer.
             at: When it ended, by the clock; now if not given.
+            weight: How many requests it stands for.
         """
         index = int((self._clock() if at is None else at) // self._width)
         with self._lock:
@@ -142,8 +151,8 @@ class Stats:
             bucket = None if buckets is None else buckets.get(index)
             if bucket is None:
                 bucket = self._begin(key, index)
-            bucket.by_status[status] = bucket.by_status.get(status, 0) + 1
-            bucket.sketch.add(latency_ms)
+            bucket.by_status[status] = bucket.by_status.get(status, 0) + weight
+            bucket.sketch.add(latency_ms, weight)
 
     @property
     def keys(self) -> list[Key]:
@@ -233,7 +242,7 @@ class Stats:
         return bucket
 
     def _window(self, buckets: Iterable[_Bucket], start: float, end: float) -> Window:
-        merged, by_status = self._sketch(), dict[int, int]()
+        merged, by_status = self._sketch(), dict[int, float]()
         for bucket in buckets:
             merged.merge(bucket.sketch)
             for status, n in bucket.by_status.items():

@@ -1,10 +1,13 @@
 """What the pages about figures say: how a model did in the last minutes."""
 
 import math
+import time
 from collections.abc import Mapping
 
 from ingot.core.digest import Json
-from ingot.observe.stats import ACCURACY, Stats
+from ingot.observe.reading import Selection, read_ended
+from ingot.observe.stats import ACCURACY, KEEP_S, Key, Stats
+from ingot.serve.endpoint import Endpoint
 from ingot.serve.problems import RequestError
 
 _DEFAULT_S = 300.0
@@ -35,6 +38,27 @@ def show_stats(stats: Stats, model: str, number: str | None, query: Mapping[str,
             row["windows"] = [one.to_json() for one in stats.windows(total.start, **only)]
         found.append(row)
     return {"model": model, "window_s": window_s, "accuracy": ACCURACY, "versions": found}
+
+
+def stats_of_log(endpoint: Endpoint) -> Stats:
+    """Return the figures of the last hour as the observation log tells them.
+
+    For servers whose requests end in other processes. Rows that stand for several are counted so.
+
+    Args:
+        endpoint: Whose; without a log there are none.
+    """
+    stats = Stats(clock=time.time, wall=time.time, begun=time.time() - KEEP_S)
+    path, version = endpoint.log, endpoint.version
+    if path is None or not path.is_file():
+        return stats
+    since, key = time.time() - KEEP_S, Key(version.name, str(version.number))
+    for row in read_ended(path, since, Selection(version.name, version.digest)):
+        ended = row.time + row.latency_ms / 1e3
+        if ended >= since:
+            weight = 1 if row.inclusion == 1 else 1 / row.inclusion
+            stats.add(key, row.status, row.latency_ms, at=ended, weight=weight)
+    return stats
 
 
 def _seconds(text: str, most: float) -> float:

@@ -237,6 +237,31 @@ class TracedRoute:
             self._tracer.end(span, status, headers)
 
 
+class TracedPuts:
+    """Middleware with a span around each request that puts a job.
+
+    Args:
+        app: The rest of the application; it sees the span as the request's `traceparent`.
+        tracer: Makes it.
+        model: Name of the model.
+    """
+
+    # Any: an ASGI application of the framework
+    def __init__(self, app: Any, *, tracer: Tracer, model: str) -> None:
+        self._app, self._model = app, model
+        self._path = f"{MODEL}/jobs".format(name=model)
+        self._traced = TracedRoute(tracer, app, path=MODEL + "/jobs", passes_on=True)
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        is_put = scope["type"] == "http" and scope["method"] == "POST"
+        if is_put and scope["path"] == self._path:
+            named = {**scope, "path_params": {"name": self._model}}
+            await self._traced(named, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
 class TracedRunner:
     """A runner with spans for each call."""
 
