@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from ingot.observe.log import ObservationLog, Summary
+from ingot.observe.log import ObservationLog
 from ingot.observe.observation import Observation
+from ingot.observe.reading import Summary
 
 FULL = Observation(
     "r1", 12.5, "digits", "sha256:v", "user", "b", 0.25, "act", "in", "out", 503, 1.5,
@@ -85,11 +86,13 @@ def test_summary_counts_statuses_and_takes_nearest_ranks(log):
         log.record(replace(PLAIN, latency_ms=float(i), status=500 if i > 18 else 200))
     log.record(replace(PLAIN, endpoint="faces", latency_ms=1000.0))
 
-    assert log.summary("digits") == Summary("digits", 20, {200: 18, 500: 2}, 10.0, 19.0)
+    assert log.summary("digits") == Summary(
+        "digits", 20, {200: 18, 500: 2}, 10.0, 19.0, 20.0, rows=20
+    )
 
 
 def test_summary_of_an_endpoint_without_requests_has_no_latency(log):
-    assert log.summary("digits") == Summary("digits", 0, {}, None, None)
+    assert log.summary("digits") == Summary("digits", 0, {}, None, None, None)
 
 
 @pytest.mark.parametrize("options", [{"capacity": 0}, {"flush_s": 0.0}, {"flush_s": 1.0}])

@@ -23,6 +23,7 @@ VERBS = (
     "serve",
     "batch",
     "jobs",
+    "log",
     "keys",
     "predict",
     "generate",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ingot.cli._async_options import async_options, async_settings
+from ingot.cli._observe_options import observe_fields, observe_options
 from ingot.cli._options import json_option
 from ingot.cli._print import print_json, say
 from ingot.core.digest import short
@@ -104,8 +105,9 @@ def _work_options(function: F) -> F:
 @_work_options
 @click.option("--dry-run", is_flag=True, help="Check that it could be served, and stop.")
 @async_options
+@observe_options
 @json_option
-# Any: the options of the three groups above
+# Any: the options of the four groups above
 def command(
     *, targets: tuple[str, ...], dry_run: bool, as_json: bool, is_async: bool, **options: Any
 ) -> None:
@@ -173,6 +175,7 @@ def _endpoint(registry: "Registry", target: str, options: dict[str, Any]) -> "En
         access=_access(options),
         tls=_tls(options["tls_cert"], options["tls_key"]),
         grpc_port=options["grpc_port"],
+        **observe_fields(options),
     )
 
 

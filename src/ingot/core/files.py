@@ -6,8 +6,9 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from ingot.core.errors import IngotError
 
@@ -43,6 +44,52 @@ def write_atomic(path: Path, data: bytes) -> Path:
         _explain(error, path)
         raise
     return path
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """Give a stream whose content becomes `path` when the block succeeds.
+
+    Raises:
+        IngotError: The disk is full; nothing was changed.
+    """
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with full_disk_explained(path), os.fdopen(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def read_secret(path: Path, make: Callable[[], bytes]) -> bytes:
+    """Return what a file holds that only its owner can read; the first call makes it.
+
+    Processes that make it at the same time all get what the first of them wrote.
+
+    Args:
+        path: The file.
+        make: Returns the content of a new one.
+
+    Raises:
+        IngotError: The disk is full.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
+        try:
+            with full_disk_explained(path), os.fdopen(descriptor, "wb") as stream:
+                stream.write(make())
+                stream.flush()
+                os.fsync(stream.fileno())
+            with contextlib.suppress(FileExistsError):
+                os.link(name, path)  # unlike a rename it never replaces what another one made
+        finally:
+            Path(name).unlink(missing_ok=True)
+    return path.read_bytes()
 
 
 def need_room(folder: Path, size_bytes: int, what: str) -> None:

@@ -1,58 +1,24 @@
 """The observation log: one row per request in SQLite, at a cost the request does not feel."""
 
 import logging
-import math
 import sqlite3
 import threading
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass, fields
-from operator import attrgetter
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ingot.ledger.database import open_database, transaction
+from ingot.ledger.database import transaction
 from ingot.observe.observation import Observation
+from ingot.observe.reading import Selection, Summary, read_log, summarize
+from ingot.observe.retention import Retention
+from ingot.observe.rules import LogRules
+from ingot.observe.table import INSERT, count_losses, note_rules, open_table, row_of
 
 log = logging.getLogger(__name__)
 
-_NAMES = tuple(f.name for f in fields(Observation))
-_ROW = attrgetter(*_NAMES)
-_TYPES = {str: "TEXT NOT NULL", float: "REAL NOT NULL", int: "INTEGER NOT NULL"} | {
-    bool: "INTEGER NOT NULL",
-    str | None: "TEXT",
-    float | None: "REAL",
-}
-_TABLE = (
-    "CREATE TABLE IF NOT EXISTS observations (id INTEGER PRIMARY KEY, "
-    + ", ".join(f"{f.name} {_TYPES[f.type]}" for f in fields(Observation))  # type: ignore[index] # the map holds every type that Observation uses
-    + ")"
-)
-_INDEX = "CREATE INDEX IF NOT EXISTS observations_by_time ON observations (endpoint, time)"
-_INSERT = (
-    f"INSERT INTO observations ({', '.join(_NAMES)}) VALUES ({', '.join('?' for _ in _NAMES)})"  # noqa: S608 # names of our own fields
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What an endpoint did.
-
-    Attributes:
-        endpoint: Its name.
-        requests: How many requests were recorded.
-        by_status: Requests by HTTP status.
-        p50_ms: Median latency, nearest rank; None without requests.
-        p95_ms: 95th percentile of latency, nearest rank; None without requests.
-    """
-
-    endpoint: str
-    requests: int
-    by_status: dict[int, int]
-    p50_ms: float | None
-    p95_ms: float | None
+_PRUNE_S = 1.0
 
 
 class ObservationLog:
@@ -62,17 +28,28 @@ class ObservationLog:
     observation and counts it in `dropped`. A request never waits for the disk.
     """
 
-    def __init__(self, path: Path, *, capacity: int = 10_000, flush_s: float = 0.25) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        capacity: int = 10_000,
+        flush_s: float = 0.25,
+        rules: LogRules | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         """Open or make the log.
 
         Args:
-            path: SQLite file.
+            path: SQLite file; one of an older version gets the columns it lacks.
             capacity: Most observations that wait for the disk.
             flush_s: Most seconds between recording and committing, up to 0.5.
+            rules: What is kept; everything, for ever, if not given.
+            clock: UTC seconds since 1970.
 
         Raises:
             ValueError: `capacity` or `flush_s` is out of range.
             LedgerError: The file is not a SQLite database.
+            ServeError: The rules' key file holds no key.
         """
         if capacity < 1 or not 0 < flush_s <= 0.5:
             raise ValueError(
@@ -80,15 +57,17 @@ class ObservationLog:
                 f"{capacity} and {flush_s}. Leave them out to get values that fit most endpoints."
             )
         self.path = path
-        self._capacity, self._flush_s = capacity, flush_s
+        self._capacity, self._flush_s, self._clock = capacity, flush_s, clock
         self._pending: list[Observation] = []
-        self._dropped = 0
+        self._dropped = self._told = 0
         self._lock, self._write_lock = threading.Lock(), threading.Lock()
         self._stop = threading.Event()
-        # NORMAL: a killed process loses nothing committed, and each batch saves an fsync.
-        self._db = open_database(path, synchronous="NORMAL", shared=True)
-        self._db.execute(_TABLE)
-        self._db.execute(_INDEX)
+        self._sieve = None if rules is None else rules.sieve(path)
+        self._retention = None if rules is None else Retention.of(rules)
+        self._next_prune = 0.0
+        self._db = open_table(path)
+        if rules is not None:
+            note_rules(self._db, rules, clock())
         self._thread = threading.Thread(target=self._write, name="ingot-observe", daemon=True)
         self._thread.start()
 
@@ -105,11 +84,19 @@ class ObservationLog:
 
     @property
     def dropped(self) -> int:
-        """Observations that were not kept: the queue was full, closed, or the row not storable."""
+        """Observations that were lost: the queue was full, closed, or the row not storable.
+
+        What the rules left out on purpose is not among them.
+        """
         return self._dropped
 
     def record(self, observation: Observation) -> None:
         """Put an observation on the queue; never waits for the disk and never raises."""
+        if self._sieve is not None:
+            kept = self._sieve.pass_on(observation)
+            if kept is None:
+                return
+            observation = kept
         with self._lock:
             if len(self._pending) >= self._capacity or self._stop.is_set():
                 self._dropped += 1
@@ -121,17 +108,16 @@ class ObservationLog:
         with self._write_lock:
             with self._lock:
                 batch, self._pending = self._pending, []
-            if not batch:
-                return
-            rows = [_ROW(observation) for observation in batch]
-            try:
-                self._insert(rows)
-            except sqlite3.OperationalError as error:  # a full disk, say: no row of it would fit
-                with self._lock:
-                    self._dropped += len(rows)
-                log.warning("%d observations were not stored: %s", len(rows), error)
-            except (sqlite3.Error, ValueError, OverflowError):
-                self._insert_singly(rows)
+            if batch:
+                self._store([row_of(observation) for observation in batch])
+            self._tell_losses()
+
+    def prune(self) -> int:
+        """Delete some of what the rules keep no longer; return how many rows, 0 when done."""
+        if self._retention is None:
+            return 0
+        with self._write_lock:
+            return self._retention.prune(self._db, self._clock())
 
     def close(self) -> None:
         """Commit everything recorded so far and close the file; a second call does nothing."""
@@ -146,7 +132,7 @@ class ObservationLog:
     def read(
         self, *, since: float | None = None, endpoint: str | None = None
     ) -> Iterator[Observation]:
-        """Yield observations in order of arrival, everything recorded before the first included.
+        """Yield observations in order of time, everything recorded before the first included.
 
         Args:
             since: UTC seconds since 1970; earlier ones are left out.
@@ -154,35 +140,52 @@ class ObservationLog:
         """
         if not self._stop.is_set():
             self.flush()
-        query = (
-            f"SELECT {', '.join(_NAMES)} FROM observations "  # noqa: S608 # names of our own fields
-            "WHERE time >= ? AND (? IS NULL OR endpoint = ?) ORDER BY time, id"
-        )
-        start = -math.inf if since is None else since
-        with closing(open_database(self.path, synchronous="NORMAL", shared=True)) as reader:
-            for row in reader.execute(query, (start, endpoint, endpoint)):
-                values = dict(zip(_NAMES, row, strict=True))
-                yield Observation(**values | {"deferred": bool(values["deferred"])})
+        yield from read_log(self.path, Selection(endpoint, since=since))
 
     def summary(self, endpoint: str) -> Summary:
         """Return counts by status and latency percentiles of an endpoint."""
-        rows = [(o.status, o.latency_ms) for o in self.read(endpoint=endpoint)]
-        latencies = sorted(latency for _, latency in rows)
-        return Summary(
-            endpoint,
-            len(rows),
-            dict(sorted(Counter(status for status, _ in rows).items())),
-            _nearest_rank(latencies, 50),
-            _nearest_rank(latencies, 95),
-        )
+        if not self._stop.is_set():
+            self.flush()
+        found = summarize(self.path, Selection(endpoint), per_version=False)
+        return found[0] if found else Summary(endpoint, 0, {}, None, None, None)
 
     def _write(self) -> None:
         while not self._stop.wait(self._flush_s):
             self.flush()
+            if self._retention is not None and time.monotonic() >= self._next_prune:
+                self._prune_some()
+
+    def _prune_some(self) -> None:
+        try:
+            # what is left over goes with the next flush, so that flushing is never late
+            self._next_prune = time.monotonic() + (0.0 if self.prune() else _PRUNE_S)
+        except sqlite3.Error as error:  # another process is busy with the file, or the disk is full
+            self._next_prune = time.monotonic() + _PRUNE_S
+            log.warning("old observations were not deleted: %s", error)
+
+    def _store(self, rows: Sequence[tuple[object, ...]]) -> None:
+        try:
+            self._insert(rows)
+        except sqlite3.OperationalError as error:  # a full disk, say: no row of it would fit
+            with self._lock:
+                self._dropped += len(rows)
+            log.warning("%d observations were not stored: %s", len(rows), error)
+        except (sqlite3.Error, ValueError, OverflowError):
+            self._insert_singly(rows)
+
+    def _tell_losses(self) -> None:
+        lost = self._dropped - self._told
+        if lost:
+            try:
+                count_losses(self._db, self._clock(), lost)
+            except sqlite3.Error:  # the next flush tries again
+                log.debug("%d lost observations could not be counted on disk", lost)
+            else:
+                self._told += lost
 
     def _insert(self, rows: Sequence[tuple[object, ...]]) -> None:
         with transaction(self._db):
-            self._db.executemany(_INSERT, rows)
+            self._db.executemany(INSERT, rows)
 
     def _insert_singly(self, rows: Sequence[tuple[object, ...]]) -> None:
         for row in rows:
@@ -192,10 +195,3 @@ class ObservationLog:
                 with self._lock:
                     self._dropped += 1
                 log.warning("An observation was not stored: %s", error)
-
-
-def _nearest_rank(ascending: Sequence[float], percent: int) -> float | None:
-    """Return the smallest value that at least `percent` per cent of the values do not exceed."""
-    if not ascending:
-        return None
-    return ascending[-(-percent * len(ascending) // 100) - 1]

@@ -33,6 +33,8 @@ class Observation:
         outcome: What came of it, if known.
         episode_id: Id of the sequence this request belongs to.
         step: Position in that sequence.
+        inclusion: Probability with which the rules of the log kept it, in (0, 1]; see
+            `ingot.observe.estimate`.
     """
 
     request_id: str
@@ -58,6 +60,7 @@ class Observation:
     outcome: float | None = None
     episode_id: str = ""
     step: int = 0
+    inclusion: float = 1.0
 
     def to_json(self) -> dict[str, Json]:
         """Return the JSON form."""

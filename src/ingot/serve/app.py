@@ -14,10 +14,11 @@ from ingot.serve.routing import (
     VERSION,
     Dispatch,
     FastPath,
-    exact_paths,
     find_version,
+    quick_paths,
     refuse_path,
 )
+from ingot.serve.routing import Route as Answering
 from ingot.serve.state import ObservationSink, Served
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.routing import BaseRoute
+
+    from ingot.serve.tracing import Tracer
 
 _EXTENSIONS = ["binary_tensor_data"]
 
@@ -35,6 +38,7 @@ def build_app(
     *,
     metrics: Metrics | None = None,
     gate: Gate | None = None,
+    tracer: "Tracer | None" = None,
 ) -> "Starlette":
     """Return the ASGI application that answers for some versions.
 
@@ -46,6 +50,7 @@ def build_app(
         log: Where observations go; None keeps none.
         metrics: What is counted; fresh if not given.
         gate: Who may ask; None lets everybody.
+        tracer: Makes a span of every inference; None makes none.
 
     Raises:
         MissingExtraError: The extra `serve` is not installed.
@@ -62,20 +67,21 @@ def build_app(
         InferRoute(one, versions, log=log, gate=gate, metrics=_series(one, metrics, log))
         for one in served
     ]
-    dispatch = Dispatch(versions, infer)
+    answering: list[Answering] = [one if tracer is None else tracer.route(one) for one in infer]
+    dispatch = Dispatch(versions, answering)
     routes: list[BaseRoute] = [Route(path + "/infer", dispatch) for path in (MODEL, VERSION)]
     pages = _Pages(served, metrics, gate).routes()
     routes += [Route(path, page, methods=["GET"]) for path, page in pages]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(FastPath, versions=versions, routes=infer)],
+        middleware=[Middleware(FastPath, versions=versions, routes=answering)],
         exception_handlers={
             HTTPException: _http_error,
             RequestError: refusal,
             Exception: crash,
         },
     )
-    app.state.quick = {path.encode(): way for path, way in exact_paths(versions, infer).items()}
+    app.state.quick = quick_paths(versions, answering)
     return app
 
 
@@ -110,6 +116,8 @@ class _Pages:
             (VERSION, self.model),
             (MODEL + "/ready", self.model_ready),
             (VERSION + "/ready", self.model_ready),
+            (MODEL + "/stats", self.stats),
+            (VERSION + "/stats", self.stats),
             ("/metrics", self.prometheus),
             ("/openapi.json", self.openapi),
         ]
@@ -139,6 +147,15 @@ class _Pages:
         body = {"name": one.endpoint.version.name, "ready": one.state.is_ready}
         return json_answer(body, 200 if one.state.is_ready else 503)
 
+    async def stats(self, request: "Request") -> "Response":
+        from ingot.serve.figures import show_stats
+
+        one = await self._named(request, also="metrics")
+        path, query = request.path_params, request.query_params
+        return json_answer(
+            show_stats(self._metrics.stats, one.endpoint.version.name, path.get("number"), query)
+        )
+
     async def prometheus(self, request: "Request") -> "Response":
         from starlette.responses import Response
 
@@ -161,8 +178,13 @@ class _Pages:
         if self._gate is not None:
             await self._gate.admit(request.headers.get("authorization", ""), action, model)
 
-    async def _named(self, request: "Request") -> Served:
-        await self._admit(request, "read", request.path_params["name"])
+    async def _named(self, request: "Request", *, also: str = "") -> Served:
+        """Return what a path names, to a caller who may read it or do something else."""
+        name, proof = request.path_params["name"], request.headers.get("authorization", "")
+        if self._gate is not None:
+            caller = await self._gate.identify(proof)
+            if not (also and caller.may(also)):
+                await self._gate.admit(proof, "read", name)
         index = find_version(self._versions, request.path_params)
         if index is None:
             raise RequestError(refuse_path(self._versions, request.path_params), status=404)

@@ -10,6 +10,7 @@ from ingot.data.data import Array
 from ingot.runtime.joining import Joiner
 from ingot.serve.endpoint import Batching
 from ingot.serve.problems import RequestError
+from ingot.serve.rides import RIDES, Ride
 from ingot.serve.runner import Runner
 
 Reason = Literal["full", "waited"]
@@ -21,6 +22,7 @@ class _Entry:
     feeds: Mapping[str, Array]
     rows: int
     result: "asyncio.Future[dict[str, Array]]"
+    rides: tuple[Ride, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -83,7 +85,7 @@ class Batcher:
     async def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Return every output by name, as `Runner.run`."""
         loop = asyncio.get_running_loop()
-        entry = _Entry(feeds, self._joiner.rows(feeds), loop.create_future())
+        entry = _Entry(feeds, self._joiner.rows(feeds), loop.create_future(), RIDES.get())
         key = self._joiner.key(feeds)
         group = self._groups.setdefault(key, _Group())
         group.entries.append(entry)
@@ -139,6 +141,7 @@ class Batcher:
             await self._alone(entries[0])
             return
         requests = [entry.feeds for entry in entries]
+        RIDES.set(tuple(ride for entry in entries for ride in entry.rides))
         try:
             outputs = await self._runner.run(self._joiner.join(requests))
             parts = self._joiner.part(outputs, requests)
@@ -154,6 +157,7 @@ class Batcher:
                 entry.result.set_result(part)
 
     async def _alone(self, entry: _Entry) -> None:
+        RIDES.set(entry.rides)
         try:
             outputs = await self._runner.run(entry.feeds)
         except Exception as error:  # noqa: BLE001 # handed to whoever waits

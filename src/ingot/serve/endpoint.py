@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ingot.core.digest import digest_json
+from ingot.core.errors import ServeError
 from ingot.models.model import Model
+from ingot.observe.rules import LogRules
 from ingot.registry.version import Version
 
 
@@ -64,6 +66,33 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True)
+class Tracing:
+    """Where traces of requests go.
+
+    Attributes:
+        url: Of an OpenTelemetry collector that takes OTLP over HTTP, e.g. `http://127.0.0.1:4318`;
+            `/v1/traces` is added where it has no path.
+        sample: Fraction of the traces that begin here; those of callers are as their callers say.
+    """
+
+    url: str
+    sample: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be followed.
+
+        Raises:
+            ServeError: The address is none of HTTP, or the fraction is out of range.
+        """
+        if not self.url.startswith(("http://", "https://")) or not 0 <= self.sample <= 1:
+            raise ServeError(
+                "Traces must go to an http:// or https:// address, a fraction of 0 to 1 of them; "
+                f"got {self.url!r} and {self.sample}. For a collector on this machine: "
+                "http://127.0.0.1:4318."
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """A released version at an address. Building it opens nothing; `run` does.
 
@@ -86,6 +115,8 @@ class Endpoint:
         grpc_port: Port that speaks gRPC beside it, 0 picks a free one; None speaks none.
         tls: Files for encrypted connections; None speaks plain HTTP.
         beside: More versions at the same address; what is about the address is taken from this one.
+        log_rules: What the observation log keeps; everything, for ever, if not given.
+        tracing: Where traces go; None makes none.
     """
 
     version: Version
@@ -105,6 +136,8 @@ class Endpoint:
     tls: Tls | None = None
     grpc_port: int | None = None
     beside: tuple["Endpoint", ...] = ()
+    log_rules: LogRules | None = None
+    tracing: Tracing | None = None
 
     @property
     def digest(self) -> str:

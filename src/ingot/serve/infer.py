@@ -19,6 +19,7 @@ from ingot.observe.observation import Observation
 from ingot.registry.version import Version
 from ingot.serve.access.gate import Gate
 from ingot.serve.binary import LENGTH_HEADER
+from ingot.serve.labels import KEY, bad_key, read_step
 from ingot.serve.metrics import Series
 from ingot.serve.problems import (
     PROBLEM_TYPE,
@@ -41,7 +42,6 @@ from ingot.serve.state import ObservationSink, Served
 log = logging.getLogger(__name__)
 
 CLIENT_GONE = 499  # nginx's status for a caller that hung up; it is observed, never sent
-_KEY = re.compile(r"[\x21-\x7e]{1,128}")
 _MILLISECONDS = re.compile(r"[1-9]\d{0,8}")
 _READ = frozenset((
     b"content-length", b"content-encoding", b"x-request-id",
@@ -246,23 +246,15 @@ class InferRoute:
     def _identify(self, call: _Call) -> None:
         given = call.headers.get(b"x-request-id", "")
         # an id that could not go back into a header or a log line is replaced, not repaired
-        call.request_id = given if _KEY.fullmatch(given) else os.urandom(16).hex()
+        call.request_id = given if KEY.fullmatch(given) else os.urandom(16).hex()
         for header in (b"ingot-unit", b"ingot-episode"):
             value = call.headers.get(header)
-            if value and not _KEY.fullmatch(value):
+            if value and not KEY.fullmatch(value):
                 del call.headers[header]
-                raise RequestError(
-                    f"Header {header.decode()} must be 1 to 128 visible ASCII characters; "
-                    f"got {len(value)}. Shorten or encode the key."
-                )
+                raise bad_key(header.decode(), value)
         step = call.headers.get(b"ingot-step")
         if step is not None:
-            if not (step.isascii() and step.isdigit() and len(step) < 16):
-                raise RequestError(
-                    f"Header ingot-step must be a whole number from 0 up; got {step[:32]!r}. "
-                    "Send the position in the episode."
-                )
-            call.step = int(step)
+            call.step = read_step(step)
         timeout = call.headers.get(b"ingot-timeout-ms")
         if timeout is not None:
             if not _MILLISECONDS.fullmatch(timeout):

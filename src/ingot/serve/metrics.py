@@ -5,19 +5,26 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ingot.core.extras import need
+from ingot.observe.stats import Key, Stats
 
 _BUCKETS_S = (
     0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
 )  # fmt: skip
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _LABELS = ("model", "version")
+_QUANTILES_S = 300.0  # over which quantiles are published
 Kind = Literal["counter", "gauge"]
 
 
 class Metrics:
-    """Counts of one server, in a registry of its own so that two servers never mix."""
+    """Counts of one server, in a registry of its own so that two servers never mix.
+
+    Attributes:
+        stats: Requests, errors and latency quantiles of the last hour, in windows.
+    """
 
     def __init__(self) -> None:
+        self.stats = Stats()
         prometheus = need("prometheus_client", extra="serve", what="Serving")
         self._registry = prometheus.CollectorRegistry()
         self._requests = prometheus.Counter(
@@ -38,10 +45,11 @@ class Metrics:
         )  # fmt: skip
         self._live = _Live()
         self._registry.register(self._live)
+        self._registry.register(_Quantiles(self.stats))
 
     def series(self, model: str, version: str) -> "Series":
         """Return the counts of one model; its name and number are labels on each of them."""
-        return Series((model, version), self._requests, self._latency, self._live)
+        return Series(Key(model, version), self)
 
     def count_batch(self, model: str, version: str, rows: int, *, reason: str) -> None:
         """Count one call that requests may have shared."""
@@ -56,12 +64,17 @@ class Metrics:
 
 
 class Series:
-    """Counts of one model."""
+    """Counts of one model.
 
-    # prometheus_client is untyped here
-    def __init__(self, values: tuple[str, str], requests: Any, latency: Any, live: "_Live") -> None:
-        self._values, self._requests, self._live = values, requests, live
-        self._latency = latency.labels(*values)
+    Args:
+        key: Its name and number.
+        metrics: What it is part of.
+    """
+
+    def __init__(self, key: Key, metrics: Metrics) -> None:
+        self._key, self._values = key, (key.model, key.version)
+        self._requests, self._live, self._stats = metrics._requests, metrics._live, metrics.stats
+        self._latency = metrics._latency.labels(*self._values)
         # looking a label set up costs more than counting, so each status is looked up once
         self._by_status: dict[int, Any] = {}
 
@@ -73,6 +86,7 @@ class Series:
             self._by_status[status] = counter
         counter.inc()
         self._latency.observe(seconds)
+        self._stats.add(self._key, status, seconds * 1e3)
 
     def watch(self, name: str, words: str, read: Callable[[], float], *, kind: Kind) -> None:
         """Publish a number that is kept elsewhere; it is read when Prometheus asks.
@@ -108,3 +122,26 @@ class _Live:
             for values, read in family.readers.items():
                 rows.add_metric(values, read())
             yield rows
+
+
+class _Quantiles:
+    """Latency quantiles as gauges: Prometheus can neither make them from buckets nor merge them."""
+
+    def __init__(self, stats: Stats) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Any]:  # prometheus_client is untyped here
+        core = need("prometheus_client.core", extra="serve", what="Serving")
+        rows = core.GaugeMetricFamily(
+            "ingot_request_quantile_seconds",
+            "Latency quantiles of the last five minutes, each within 1 % of the exact one.",
+            labels=(*Key._fields, "quantile"),
+        )
+        for key in self._stats.keys:
+            found = self._stats.over(_QUANTILES_S, **key._asdict())
+            for quantile, value in (
+                ("0.5", found.p50_ms), ("0.95", found.p95_ms), ("0.99", found.p99_ms),
+            ):  # fmt: skip
+                if value is not None:
+                    rows.add_metric((*key, quantile), value / 1e3)
+        yield rows

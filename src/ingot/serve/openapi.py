@@ -63,6 +63,7 @@ def openapi(endpoints: Sequence[Endpoint], *, version: str) -> Schema:
         named.add(endpoint.version.name)
         for base in bases:
             paths[base] = _page("Inputs and outputs of the model.")
+            paths[base + "/stats"] = _stats()
             paths[base + "/ready"] = _page("Whether the model answers.", refusals=(503,))
             paths[base + "/infer"] = {"post": _infer(endpoint.model.signature)}
     return {
@@ -85,6 +86,26 @@ def _page(summary: str, *, media: str = "application/json", refusals: Sequence[i
             str(status): {"description": "No.", "content": {media: {}}} for status in refusals
         }
     return {"get": {"summary": summary, "responses": answers}}
+
+
+def _stats() -> Schema:
+    page = _page("Requests, errors and latency quantiles of the last minutes.", refusals=())
+    page["get"]["parameters"] = [
+        {
+            "name": "window_s",
+            "in": "query",
+            "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": 3600},
+            "description": "Seconds back from now; 300 if not given.",
+        },
+        {
+            "name": "windows",
+            "in": "query",
+            "schema": {"type": "boolean"},
+            "description": "Whether the figures of each ten seconds come too.",
+        },
+    ]
+    page["get"]["responses"] |= _refusals((400,))
+    return page
 
 
 def _infer(signature: Signature) -> Schema:

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ingot.core.names import suggest
 from ingot.registry.version import Version
@@ -68,6 +68,7 @@ def refuse_path(versions: Sequence[Version], path: Mapping[str, str]) -> str:
     return f"No version of {name!r} has number {number!r} here. {suggest(number, numbers)}"
 
 
+@runtime_checkable
 class QuickRoute(Route, Protocol):
     """A route that may answer a whole request on the spot."""
 
@@ -97,6 +98,22 @@ def exact_paths(
         # a path without a number means the first version of that name
         paths.setdefault(MODEL.format(**served) + "/infer", (route, {"name": version.name}))
     return paths
+
+
+def quick_paths(
+    versions: Sequence[Version], routes: Sequence[Route]
+) -> dict[bytes, tuple[QuickRoute, Mapping[str, str]]]:
+    """Return what may answer on the spot for a path, with what the path names.
+
+    Args:
+        versions: What is served.
+        routes: What answers for each.
+    """
+    quick: dict[bytes, tuple[QuickRoute, Mapping[str, str]]] = {}
+    for path, (route, names) in exact_paths(versions, routes).items():
+        if isinstance(route, QuickRoute):
+            quick[path.encode()] = (route, names)
+    return quick
 
 
 class Dispatch:

@@ -1,6 +1,7 @@
 """What runs a model for a request: its session, in a thread, or something elsewhere."""
 
 import asyncio
+import contextvars
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
@@ -48,7 +49,8 @@ class Threads:
 
     async def run(self, act: Callable[..., T], *arguments: object) -> T:
         """Run a function in a thread and return its result."""
-        call = self._pool.submit(act, *arguments)
+        # in the caller's context: who is traced goes along
+        call = self._pool.submit(contextvars.copy_context().run, act, *arguments)
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
         return await asyncio.wrap_future(call)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ingot.observe.log import ObservationLog
     from ingot.serve.access.gate import Gate
     from ingot.serve.state import Served, State
+    from ingot.serve.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -82,12 +83,16 @@ def serve_in_thread(endpoint: Endpoint, session: Session | None = None) -> Runni
         gate = open_gate(endpoint, stack)
         sessions = (session, *(None for _ in endpoint.beside))
         served = [_serve(*pair, stack) for pair in zip(endpoints, sessions, strict=True)]
+        tracer = open_tracer(endpoint, stack)
+        if tracer is not None:
+            for one in served:
+                one.session = None if one.session is None else tracer.session(one.session)
         metrics = Metrics()
-        workforce = Workforce(served, metrics)
+        workforce = Workforce(served, metrics, tracer=tracer)
         observations = _open_log(endpoint)
         if observations is not None:
             stack.callback(observations.close)
-        app = build_app(served, observations, metrics=metrics, gate=gate)
+        app = build_app(served, observations, metrics=metrics, gate=gate, tracer=tracer)
         server = Server(app, endpoint, workforce)
         thread = start(server, listener)
         url, states = url_of(listener, endpoint.tls), tuple(one.state for one in served)
@@ -160,7 +165,7 @@ def _open_log(endpoint: Endpoint) -> "ObservationLog | None":
         return None
     from ingot.observe.log import ObservationLog
 
-    return ObservationLog(endpoint.log)
+    return ObservationLog(endpoint.log, rules=endpoint.log_rules)
 
 
 def open_gate(endpoint: Endpoint, stack: ExitStack) -> "Gate | None":
@@ -172,6 +177,17 @@ def open_gate(endpoint: Endpoint, stack: ExitStack) -> "Gate | None":
     gate = Gate(endpoint.access)
     stack.callback(gate.close)
     return gate
+
+
+def open_tracer(endpoint: Endpoint, stack: ExitStack) -> "Tracer | None":
+    """Return what makes spans, closed with the stack; None makes none."""
+    if endpoint.tracing is None:
+        return None
+    from ingot.serve.tracing import Tracer
+
+    tracer = Tracer(endpoint.tracing)
+    stack.callback(tracer.close)
+    return tracer
 
 
 def _serve(endpoint: Endpoint, session: Session | None, stack: ExitStack) -> "Served":

@@ -13,6 +13,7 @@ from job_words import request_of, wait_for
 from ingot.core.errors import EngineError
 from ingot.serve.jobs import instance
 from ingot.serve.jobs.answer import GivenUp, Worker
+from ingot.serve.jobs.ends import Ends
 from ingot.serve.jobs.instance import IDLE, STOP, WORK, _Loop, explain
 from ingot.serve.jobs.job import JobState, NewJob, StoreError
 from ingot.serve.problems import RequestError
@@ -29,7 +30,8 @@ def store(settings):
 def loop(endpoint, settings, store):
     ours, theirs = multiprocessing.Pipe()
     with ThreadPoolExecutor(settings.concurrency) as pool:
-        made = _Loop(Worker(endpoint, Doubler(), settings), store, pool, owner="me", link=theirs)
+        ends, worker = Ends(endpoint), Worker(endpoint, Doubler(), settings)
+        made = _Loop(worker, store, pool, ends, owner="me", link=theirs)
         made.said = ours
         thread = threading.Thread(target=made.run)
         made.thread = thread
@@ -37,7 +39,7 @@ def loop(endpoint, settings, store):
         made.stop()
         if thread.ident:
             thread.join()
-    made.close()
+    ends.close()
     ours.close()
     theirs.close()
 

@@ -113,10 +113,23 @@ def refusal(store):
 
 def test_tables_of_a_later_version_are_refused(server, schema, monkeypatch):
     PostgresJobStore(server.url, schema=schema).close()
-    monkeypatch.setattr(postgres_store, "FORMAT", 2)
+    monkeypatch.setattr(postgres_store, "FORMAT", 3)
 
-    with pytest.raises(StoreError, match="format 2; this one has 1"):
+    with pytest.raises(StoreError, match="format 3; this one has 2"):
         PostgresJobStore(server.url, schema=schema)
+
+
+def test_tables_of_the_first_format_are_brought_up_to_date_and_keep_their_jobs(server, schema):
+    store = PostgresJobStore(server.url, schema=schema)
+    store.put([new_job("old")])
+    store._link.run("ALTER TABLE jobs DROP COLUMN origin")
+    store._link.run("UPDATE format SET version = 1")
+    store.close()
+
+    again = PostgresJobStore(server.url, schema=schema)
+
+    assert again.get("old").origin == ""
+    again.close()
 
 
 def test_a_closed_store_says_so(server, schema):

@@ -103,9 +103,9 @@ def test_somebody_elses_database_is_refused(path):
 
 def test_a_file_of_a_later_version_is_refused(path, monkeypatch):
     SqliteJobStore(path).close()
-    monkeypatch.setattr(sqlite_schema, "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(sqlite_schema, "SCHEMA_VERSION", 3)
 
-    with pytest.raises(StoreError, match="format 2"):
+    with pytest.raises(StoreError, match="format 3"):
         SqliteJobStore(path)
 
 

@@ -2,17 +2,14 @@
 
 import contextlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from ingot.core.digest import Json, canonical_json
 from ingot.core.errors import DataError, ServeError
-from ingot.core.files import digest_file, full_disk_explained, write_atomic
+from ingot.core.files import digest_file, write_atomic
 from ingot.search.journal import Journal
 from ingot.serve.batch.batch import Batch
 from ingot.serve.batch.work import Done
@@ -147,25 +144,6 @@ class Places:
                     "Wait for it, or choose another output."
                 ) from error
             yield
-
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """Give a stream whose content becomes `path` when the block succeeds.
-
-    Raises:
-        IngotError: The disk is full; nothing was changed.
-    """
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with full_disk_explained(path), os.fdopen(descriptor, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def write_manifest(places: Places, manifest: Mapping[str, Json]) -> None:

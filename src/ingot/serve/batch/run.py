@@ -9,12 +9,12 @@ from typing import Any
 
 from ingot.core.digest import Json, digest_json
 from ingot.core.errors import DataError, IngotError, ServeError
-from ingot.core.files import digest_file, need_room
+from ingot.core.files import digest_file, need_room, written_whole
 from ingot.core.progress import SILENT, Progress
 from ingot.runtime.machine import describe_machine
 from ingot.search.journal import Journal
 from ingot.serve.batch.batch import Batch, BatchSummary
-from ingot.serve.batch.folder import Places, changes, write_manifest, written_whole
+from ingot.serve.batch.folder import Places, changes, write_manifest
 from ingot.serve.batch.plan import Plan, plan_batch, stamps_of
 from ingot.serve.batch.pool import answer_here, answer_in_processes
 from ingot.serve.batch.rows import Row, rows_of

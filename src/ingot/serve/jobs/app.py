@@ -15,18 +15,34 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from ingot.serve.tracing import Tracer
 
-def build_jobs_app(desk: JobDesk, metrics: JobMetrics, *, gate: Gate | None = None) -> "Starlette":
+
+def build_jobs_app(
+    desk: JobDesk,
+    metrics: JobMetrics,
+    *,
+    gate: Gate | None = None,
+    tracer: "Tracer | None" = None,
+) -> "Starlette":
     """Return the ASGI application of an endpoint that takes jobs only.
 
     Args:
         desk: What its routes ask.
         metrics: What `/metrics` shows.
         gate: Who may ask; None lets everybody.
+        tracer: Makes a span of every request that puts a job; None makes none.
     """
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
+    from starlette.middleware import Middleware
     from starlette.routing import Route
+
+    middleware: list[Middleware] = []
+    if tracer is not None:
+        from ingot.serve.tracing import TracedPuts
+
+        middleware.append(Middleware(TracedPuts, tracer=tracer, model=desk.name))
 
     pages = _Pages(desk, metrics, gate)
     return Starlette(
@@ -34,10 +50,12 @@ def build_jobs_app(desk: JobDesk, metrics: JobMetrics, *, gate: Gate | None = No
             Route("/v2/health/live", pages.live),
             Route("/v2/health/ready", pages.ready),
             Route("/v2/models/{name}", pages.model),
+            Route("/v2/models/{name}/stats", pages.stats),
             Route("/metrics", pages.prometheus),
             Route("/openapi.json", pages.openapi),
             *job_routes(desk, admit=None if gate is None else pages.admit),
         ],
+        middleware=middleware,
         exception_handlers={
             HTTPException: pages.refused,
             RequestError: refusal,
@@ -59,7 +77,8 @@ class _Pages:
         if request.url.path.endswith("/result"):
             wanted = "infer"
         model = "" if wanted == "metrics" else self._desk.name
-        await self._gate.admit(request.headers.get("authorization", ""), wanted, model)
+        proof = request.headers.get("authorization", "")
+        request.state.client = (await self._gate.admit(proof, wanted, model)).name
 
     async def live(self, _request: "Request") -> "Response":
         return json_answer({"live": True})
@@ -74,6 +93,20 @@ class _Pages:
             return problem(404, f"No model is named so here; {self._desk.name!r} is. Ask for it.")
         endpoint = self._desk.endpoint
         return json_answer(describe_model(endpoint, [endpoint.version.number]))
+
+    async def stats(self, request: "Request") -> "Response":
+        from ingot.serve.figures import show_stats, stats_of_log
+
+        endpoint, name = self._desk.endpoint, request.path_params["name"]
+        if self._gate is not None:
+            proof = request.headers.get("authorization", "")
+            caller = await self._gate.identify(proof)
+            if not caller.may("metrics"):
+                await self._gate.admit(proof, "read", self._desk.name)
+        if name != self._desk.name:
+            return problem(404, f"No model is named so here; {self._desk.name!r} is. Ask for it.")
+        stats = await self._desk.ask(stats_of_log, endpoint)
+        return json_answer(show_stats(stats, name, None, request.query_params))
 
     async def prometheus(self, request: "Request") -> "Response":
         await self.admit(request, "metrics")

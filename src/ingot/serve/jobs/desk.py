@@ -93,7 +93,7 @@ class JobDesk:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, lambda: call(*values, **more))
 
-    def read(self, body: bytes, idempotency_key: str) -> NewJob:
+    def read(self, body: bytes, idempotency_key: str, origin: str = "") -> NewJob:
         """Turn a request into a job, or refuse it before anything is kept.
 
         A request that comes inline is checked against the model's signature here, so that its
@@ -102,6 +102,7 @@ class JobDesk:
         Args:
             body: The request.
             idempotency_key: The header, empty for none.
+            origin: Who puts it and why; kept with the job.
 
         Raises:
             RequestError: It is not a request, does not fit the model, is too large, or names
@@ -142,6 +143,7 @@ class JobDesk:
             ttl_s=asked.ttl_s,
             timeout_s=asked.timeout_s,
             notify=asked.notify,
+            origin=origin,
         )
 
     async def put(self, job: NewJob) -> Placed:

@@ -10,21 +10,18 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
 
+from ingot.core.digest import digest_bytes
 from ingot.core.errors import EngineError, IngotError
-from ingot.observe.observation import Observation
 from ingot.serve.endpoint import Endpoint
 from ingot.serve.jobs.answer import Answer, GivenUp, Worker
-from ingot.serve.jobs.job import Lease, StoreError
+from ingot.serve.jobs.ends import End, Ends
+from ingot.serve.jobs.job import JobState, Lease, StoreError
 from ingot.serve.jobs.places import discard
 from ingot.serve.jobs.settings import AsyncSettings
 from ingot.serve.jobs.store import JobStore
 from ingot.serve.problems import RequestError
 from ingot.serve.warmup import warm_up
-
-if TYPE_CHECKING:
-    from ingot.observe.log import ObservationLog
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +38,13 @@ class _Run:
     lease: Lease
     stop: threading.Event
     until: float
+    began: float  # UTC seconds since 1970
 
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
     lease: Lease
+    began: float
     answer: Answer | None = None
     error: Exception | None = None
 
@@ -69,11 +68,15 @@ def run_instance(endpoint: Endpoint, settings: AsyncSettings, owner: str, link: 
         except IngotError as error:  # the supervisor tells it to whoever started the endpoint
             link.send(f"{FAILED}{error}")
             return
-        store = stack.enter_context(contextlib.closing(settings.open_store(is_first=False)))
+        ends = Ends(endpoint)
+        stack.callback(ends.close)
+        store = stack.enter_context(
+            contextlib.closing(settings.open_store(is_first=False, on_end=ends.note_unanswered))
+        )
         pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="ingot-job")
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-        loop = _Loop(Worker(endpoint, session, settings), store, pool, owner=owner, link=link)
-        stack.callback(loop.close)
+        worker = Worker(endpoint, session, settings)
+        loop = _Loop(worker, store, pool, ends, owner=owner, link=link)
         # who stops a whole group of processes wants each to finish what it holds
         signal.signal(signal.SIGTERM, lambda _number, _frame: loop.stop())
         loop.tell(READY)
@@ -92,11 +95,12 @@ class _Loop:
         worker: Worker,
         store: JobStore,
         pool: ThreadPoolExecutor,
+        ends: Ends,
         *,
         owner: str,
         link: Connection,
     ) -> None:
-        self._worker, self._store, self._pool = worker, store, pool
+        self._worker, self._store, self._pool, self._ends = worker, store, pool, ends
         self._owner, self._link = owner, link
         self._settings, self._endpoint = worker.settings, worker.endpoint
         self._runs: dict[str, _Run] = {}
@@ -104,7 +108,6 @@ class _Loop:
         self._is_stopping = False
         self._is_idle = False
         self._next_beat = 0.0
-        self._observations: ObservationLog | None = None
         threading.Thread(target=self._listen, name="ingot-link", daemon=True).start()
 
     def run(self) -> None:
@@ -117,11 +120,6 @@ class _Loop:
     def stop(self) -> None:
         """Take nothing more, and end when nothing is in hand."""
         self._inbox.put(STOP)
-
-    def close(self) -> None:
-        """Write what was observed."""
-        if self._observations is not None:
-            self._observations.close()
 
     def tell(self, message: str) -> None:
         """Send a word to the supervisor, if it is still there."""
@@ -149,7 +147,8 @@ class _Loop:
             time.sleep(_POLL_S)
             return
         for lease in leases:
-            run = _Run(lease, threading.Event(), time.monotonic() + lease.timeout_s)
+            until = time.monotonic() + lease.timeout_s
+            run = _Run(lease, threading.Event(), until, time.time())
             self._runs[lease.job] = run
             self._pool.submit(self._attempt, run)
         if len(leases) < free and not self._is_idle:
@@ -197,70 +196,60 @@ class _Loop:
         # a call into an engine cannot be interrupted, so the process goes, and its jobs with it
         log.error("job %s hangs in the engine; its instance ends", run.lease.job)
         words = f"An attempt must end within {run.lease.timeout_s:g} s; the engine did not. "
-        self._store.fail(run.lease, words + "Raise timeout_s, or ask less at once.")
+        self._fail_for(run.lease, words + "Raise timeout_s, or ask less at once.", 504, run.began)
         others = [other.lease for other in self._runs.values() if other is not run]
         self._store.release(others)
+        self._ends.close()
         os._exit(_HUNG_EXIT)
 
     def _attempt(self, run: _Run) -> None:
         try:
-            ended = _Ended(run.lease, self._worker.answer(run.lease, run.stop))
+            ended = _Ended(run.lease, run.began, self._worker.answer(run.lease, run.stop))
         except Exception as error:  # noqa: BLE001 # a thread's edge; `_fail` logs it
-            ended = _Ended(run.lease, error=error)
+            ended = _Ended(run.lease, run.began, error=error)
         self._inbox.put(ended)
 
     def _settle(self, ended: _Ended) -> None:
         try:
             if ended.answer is not None:
-                self._complete(ended.lease, ended.answer)
+                self._complete(ended, ended.answer)
             elif ended.error is not None:
-                self._fail(ended.lease, ended.error)
+                self._fail(ended, ended.error)
         except StoreError as error:  # the lease runs out and the job is tried again
             log.error("job %s: %s", ended.lease.job, error)
 
-    def _complete(self, lease: Lease, answer: Answer) -> None:
+    def _complete(self, ended: _Ended, answer: Answer) -> None:
+        lease = ended.lease
         try:
             done = self._store.complete(
                 lease, size_bytes=answer.size_bytes, note=answer.note, publish=answer.publish
             )
         except OSError as error:  # the result could not take its name
-            self._fail(lease, error)
+            self._fail(ended, error)
             return
         if done:
-            self._observe(lease, 200, answer.inputs_ref, answer.output_ref)
+            self._ends.note(
+                End(lease.job, lease.created, 200, lease.origin, answer.inputs_ref,
+                    answer.output_ref, ended.began)
+            )  # fmt: skip
         else:
             discard(lease, scratch=self._settings.staging)
 
-    def _fail(self, lease: Lease, error: Exception) -> None:
+    def _fail(self, ended: _Ended, error: Exception) -> None:
+        lease = ended.lease
         discard(lease, scratch=self._settings.staging)
         status, words, retry = explain(error)
         if status == 500:
             log.error("job %s, attempt %d", lease.job, lease.attempt, exc_info=error)
-        if self._store.fail(lease, words, retry=retry) is not None:
-            self._observe(lease, status, lease.input_uri, "")
+        self._fail_for(lease, words, status, ended.began, retry=retry)
 
-    def _observe(self, lease: Lease, status: int, inputs_ref: str, output_ref: str) -> None:
-        path = self._endpoint.log
-        if path is None:
-            return
-        if self._observations is None:  # late: an instance's first job must not wait for it
-            from ingot.observe.log import ObservationLog
-
-            self._observations = ObservationLog(path)
-        version = self._endpoint.version
-        self._observations.record(
-            Observation(
-                request_id=lease.job,
-                time=lease.created,
-                endpoint=version.name,
-                version=version.digest,
-                inputs_ref=inputs_ref,
-                output_ref=output_ref,
-                status=status,
-                latency_ms=max(0.0, time.time() - lease.created) * 1e3,
-                hour=int(lease.created // 3600 % 24),
-            )
-        )
+    def _fail_for(
+        self, lease: Lease, words: str, status: int, began: float, *, retry: bool = True
+    ) -> None:
+        """Say that an attempt failed; the end of its job, if it is one, is observed."""
+        if self._store.fail(lease, words, retry=retry) is JobState.DEAD:
+            ref = lease.input_uri or digest_bytes(lease.body or b"")
+            self._ends.note(End(lease.job, lease.created, status, lease.origin, ref, began=began))
 
 
 def explain(error: Exception) -> tuple[int, str, bool]:

@@ -49,6 +49,7 @@ class NewJob:
         ttl_s: Seconds it may wait to be started.
         timeout_s: Seconds that one attempt may take.
         notify: URL that is told about the end; empty for none.
+        origin: Who put it and why, in the words of `ingot.serve.jobs.origin`; kept as it is.
     """
 
     id: str
@@ -61,6 +62,7 @@ class NewJob:
     ttl_s: float = 86_400.0
     timeout_s: float = 900.0
     notify: str = ""
+    origin: str = ""
 
     @property
     def request(self) -> str:
@@ -104,6 +106,7 @@ class Job:
         result_bytes: Size of the result.
         note: What the result says about itself in a few words, e.g. `12 lines, 1 failed`.
         notice: Of its notification: empty (none asked), `pending`, `delivered` or `failed`.
+        origin: Who put it and why.
     """
 
     id: str
@@ -122,6 +125,7 @@ class Job:
     result_bytes: int
     note: str
     notice: str
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +142,7 @@ class Lease:
         timeout_s: Seconds that this attempt may take.
         created: When the job was accepted, UTC seconds since 1970.
         is_suspect: Whether it was held before by processes that died; it is then handed out alone.
+        origin: Who put the job and why.
     """
 
     job: str
@@ -149,6 +154,7 @@ class Lease:
     timeout_s: float
     created: float
     is_suspect: bool = False
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)

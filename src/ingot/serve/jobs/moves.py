@@ -28,6 +28,7 @@ class Moves:
 
     def __init__(self, db: Rows, clock: Clock, retry: RetryPolicy) -> None:
         self._db, self._clock, self._retry = db, clock, retry
+        self.unanswered: list[int] = []  # rows ended since somebody asked
 
     def fenced(self, lease: Lease) -> tuple[int, int, int] | None:
         """Return row, failures and lapses of a job that is still its holder's; None otherwise."""
@@ -49,6 +50,11 @@ class Moves:
         if state is not JobState.DEAD:  # a dead letter keeps what it was asked
             self._db.execute("DELETE FROM bodies WHERE seq = ?", (seq,))
 
+    def end_unanswered(self, seq: int, state: JobState) -> None:
+        """End a job that no attempt has answered, and remember it."""
+        self.end(seq, state)
+        self.unanswered.append(seq)
+
     def requeue(self, seq: int, wait_s: float) -> None:
         """Let a job wait for its next attempt, with a whole ttl: it was started in time once."""
         due = self._clock.steady() + wait_s
@@ -65,7 +71,7 @@ class Moves:
             (endpoint, self._clock.steady()),
         ).fetchall()
         for (seq,) in rows:
-            self.end(seq, JobState.EXPIRED)
+            self.end_unanswered(seq, JobState.EXPIRED)
 
     def lapse_overdue(self, endpoint: str) -> int:
         """Take back the jobs whose leases ran out; return how many."""
@@ -93,7 +99,7 @@ class Moves:
                 "UPDATE jobs SET lapses = ?, error = ? WHERE seq = ?", (lapses, reason, seq)
             )
             if lapses >= self._retry.max_lapses:
-                self.end(seq, JobState.DEAD)
+                self.end_unanswered(seq, JobState.DEAD)
             else:
                 self.requeue(seq, self._retry.wait_s(job, failures + lapses))
         return len(rows)

@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ingot.core.digest import Json, canonical_json
-from ingot.core.files import write_atomic
+from ingot.core.files import read_secret
 from ingot.serve.jobs.job import Job, Notice
 from ingot.serve.jobs.status import show_job
 from ingot.serve.jobs.store import JobStore
@@ -116,11 +116,8 @@ def read_key(path: Path) -> bytes:
 
     The file holds `whsec_` and base64, as Standard Webhooks writes keys, readable by its owner.
     """
-    if not path.exists():
-        text = "whsec_" + base64.b64encode(os.urandom(32)).decode()
-        write_atomic(path, text.encode())
-        path.chmod(0o600)
-    return base64.b64decode(path.read_text().strip().removeprefix("whsec_"))
+    text = read_secret(path, lambda: b"whsec_" + base64.b64encode(os.urandom(32))).decode()
+    return base64.b64decode(text.strip().removeprefix("whsec_"))
 
 
 def event_of(job: Job) -> dict[str, Json]:

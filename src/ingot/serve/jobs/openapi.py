@@ -70,6 +70,10 @@ def describe_jobs(name: str) -> dict[str, Json]:
     limit = _parameter("limit", "query", {"type": "integer", "minimum": 1, "maximum": 1000})
     after = _parameter("after", "query", _TEXT)
     row = _parameter("after", "query", _COUNT)
+    window = _parameter(
+        "window_s", "query", {"type": "number", "exclusiveMinimum": 0, "maximum": 3600}
+    )
+    series = _parameter("windows", "query", {"type": "boolean"})
     job = _parameter("job", "path", _TEXT) | {"required": True}
     refusals = (400, 403, 404, 408, 413, 415, 422, 429, 503, 507)
     submit = _operation("Put a job", {202: _JOB}, refusals, [key])
@@ -93,6 +97,9 @@ def describe_jobs(name: str) -> dict[str, Json]:
             },
             jobs + "/{job}/events": {
                 "get": _operation("Events until the end", {200: None}, (404,), [job]),
+            },
+            f"/v2/models/{name}/stats": {
+                "get": _operation("Ends, errors and latencies", {200: {}}, (400,), [window, series])
             },
             f"/v2/models/{name}/scaling": {
                 "get": _operation("Scaling decisions", {200: {}}, (400,), [row, limit]),

@@ -4,16 +4,16 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ingot.core.extras import need
 from ingot.serve.jobs.clock import Clock
-from ingot.serve.jobs.job import RetryPolicy, StoreError
+from ingot.serve.jobs.job import Job, RetryPolicy, StoreError
 from ingot.serve.jobs.moves import Moves
 from ingot.serve.jobs.table_store import TableJobStore
 
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,50}")
 _CONNECT_S = 10
 
@@ -30,7 +30,8 @@ _TABLES = (
         lapses int NOT NULL DEFAULT 0, error text NOT NULL DEFAULT '',
         result_bytes bigint NOT NULL DEFAULT 0, note text NOT NULL DEFAULT '',
         notify text NOT NULL DEFAULT '', notice text NOT NULL DEFAULT '',
-        notice_due float8 NOT NULL DEFAULT 0, notice_tries int NOT NULL DEFAULT 0)""",
+        notice_due float8 NOT NULL DEFAULT 0, notice_tries int NOT NULL DEFAULT 0,
+        origin text NOT NULL DEFAULT '')""",
     """CREATE TABLE bodies (seq bigint PRIMARY KEY REFERENCES jobs ON DELETE CASCADE,
         body bytea NOT NULL)""",
     """CREATE TABLE counts (endpoint text NOT NULL, state text NOT NULL, n bigint NOT NULL,
@@ -82,6 +83,7 @@ class PostgresJobStore(TableJobStore):
         retry: When jobs are tried again.
         max_queued: More jobs than this may not wait.
         clock: What deadlines are kept in; the server's unless a test says otherwise.
+        on_end: Told of jobs whose end no attempt put into words.
 
     Raises:
         MissingExtraError: The extra `postgres` is not installed.
@@ -96,6 +98,7 @@ class PostgresJobStore(TableJobStore):
         retry: RetryPolicy | None = None,
         max_queued: int = 1_000_000,
         clock: Clock | None = None,
+        on_end: Callable[[Job], None] | None = None,
     ) -> None:
         if not _NAME.fullmatch(schema):
             raise StoreError(
@@ -105,7 +108,9 @@ class PostgresJobStore(TableJobStore):
         self._link = _Link(url, schema)
         self._lock = threading.RLock()
         try:
-            super().__init__(retry or RetryPolicy(), max_queued, clock or self._link.clock())
+            super().__init__(
+                retry or RetryPolicy(), max_queued, clock or self._link.clock(), on_end=on_end
+            )
             with self._write():
                 _make_tables(self._link)
                 _carry_over(self._link, self._clock)
@@ -199,6 +204,10 @@ def _make_tables(link: _Link) -> None:
             link.run(statement)
         link.execute("INSERT INTO format VALUES (?)", (FORMAT,))
     (found,) = link.run("SELECT version FROM format").fetchone()
+    if found == 1 < FORMAT:
+        link.run("ALTER TABLE jobs ADD COLUMN origin text NOT NULL DEFAULT ''")
+        link.run("UPDATE format SET version = 2")
+        found = 2
     if found != FORMAT:
         raise StoreError(
             f"A job store must have format {FORMAT}; this one has {found}. "

@@ -13,6 +13,7 @@ from ingot.serve.address import bind, url_of
 from ingot.serve.endpoint import Endpoint
 from ingot.serve.jobs.decisions import DecisionLog
 from ingot.serve.jobs.disks import need_local_disk
+from ingot.serve.jobs.ends import Ends
 from ingot.serve.jobs.job import MAX_TIMEOUT_S
 from ingot.serve.jobs.notify import Notifier, read_key
 from ingot.serve.jobs.places import remove_parts, remove_result
@@ -117,7 +118,7 @@ def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> Running
     from ingot.serve.jobs.desk import JobDesk
     from ingot.serve.jobs.metrics import JobMetrics
     from ingot.serve.metrics import Metrics
-    from ingot.serve.server import check_endpoints, open_gate
+    from ingot.serve.server import check_endpoints, open_gate, open_tracer
     from ingot.serve.web import Server
     from ingot.serve.workers.workforce import Workforce
 
@@ -127,7 +128,11 @@ def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> Running
         listener = stack.enter_context(bind(endpoint.host, endpoint.port))
         need_local_disk(settings.folder)
         stack.enter_context(_sole_owner(settings.folder))
-        store = stack.enter_context(closing(settings.open_store(is_first=True)))
+        ends = Ends(endpoint)
+        stack.callback(ends.close)
+        store = stack.enter_context(
+            closing(settings.open_store(is_first=True, on_end=ends.note_unanswered))
+        )
         decisions = stack.enter_context(closing(DecisionLog(settings.folder / "scaling.sqlite")))
         supervisor = Supervisor(endpoint, settings, store, decisions)
         supervisor.start()
@@ -145,7 +150,8 @@ def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> Running
         stack.callback(desk.close)
         metrics = JobMetrics(desk.name, store, instances=lambda: supervisor.instances)
         gate = open_gate(endpoint, stack)
-        app = build_jobs_app(desk, metrics, gate=gate)
+        tracer = open_tracer(endpoint, stack)
+        app = build_jobs_app(desk, metrics, gate=gate, tracer=tracer)
         # no worker of its own: instances answer, and the supervisor has them
         server = Server(app, endpoint, Workforce([], Metrics()))
         thread = start(server, listener)

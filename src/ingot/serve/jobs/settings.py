@@ -7,7 +7,7 @@ from pathlib import Path
 from ingot.core.errors import ServeError
 from ingot.runtime.engine import Session
 from ingot.serve.endpoint import Endpoint
-from ingot.serve.jobs.job import MAX_TIMEOUT_S, RetryPolicy
+from ingot.serve.jobs.job import MAX_TIMEOUT_S, Job, RetryPolicy
 from ingot.serve.jobs.places import check_root
 from ingot.serve.jobs.sqlite_store import Durability, SqliteJobStore
 from ingot.serve.jobs.store import JobStore
@@ -84,16 +84,26 @@ class AsyncSettings:
         """Where results wait for their upload to an object store."""
         return self.folder / "staging"
 
-    def open_store(self, *, is_first: bool) -> JobStore:
-        """Open the job store; `is_first` judges disk and file before."""
+    def open_store(
+        self, *, is_first: bool, on_end: Callable[[Job], None] | None = None
+    ) -> JobStore:
+        """Open the job store.
+
+        Args:
+            is_first: Whether to judge disk and file before.
+            on_end: Told of jobs whose end no attempt put into words.
+        """
         if self.database:
             from ingot.serve.jobs.postgres_store import PostgresJobStore
 
-            return PostgresJobStore(self.database, retry=self.retry, max_queued=self.max_queued)
+            return PostgresJobStore(
+                self.database, retry=self.retry, max_queued=self.max_queued, on_end=on_end
+            )
         return SqliteJobStore(
             self.folder / "jobs.sqlite",
             durability=self.durability,
             retry=self.retry,
             max_queued=self.max_queued,
             is_first=is_first,
+            on_end=on_end,
         )

@@ -11,7 +11,7 @@ from ingot.serve.jobs.disks import need_local_disk
 from ingot.serve.jobs.job import StoreError
 
 APPLICATION_ID = 0x494E474A  # "INGJ": tells our file from somebody else's
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # `due` is in steady seconds: when a queued job may start, when a running job's lease runs out,
 # when an ended job ended. One index then serves claims, lapses and retention. Bodies have a table
@@ -28,7 +28,8 @@ TABLES = (
         lapses INTEGER NOT NULL DEFAULT 0, error TEXT NOT NULL DEFAULT '',
         result_bytes INTEGER NOT NULL DEFAULT 0, note TEXT NOT NULL DEFAULT '',
         notify TEXT NOT NULL DEFAULT '', notice TEXT NOT NULL DEFAULT '',
-        notice_due REAL NOT NULL DEFAULT 0, notice_tries INTEGER NOT NULL DEFAULT 0)""",
+        notice_due REAL NOT NULL DEFAULT 0, notice_tries INTEGER NOT NULL DEFAULT 0,
+        origin TEXT NOT NULL DEFAULT '')""",
     "CREATE TABLE bodies (seq INTEGER PRIMARY KEY, body BLOB NOT NULL)",
     """CREATE TABLE counts (endpoint TEXT NOT NULL, state TEXT NOT NULL, n INTEGER NOT NULL,
         bytes INTEGER NOT NULL, PRIMARY KEY (endpoint, state)) WITHOUT ROWID""",
@@ -99,6 +100,7 @@ def _check_or_make(connection: sqlite3.Connection, path: Path, *, is_first: bool
         verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if verdict != "ok":
             raise StoreError(_damaged(path, verdict))
+    _bring_up_to_date(connection)
     if not _is_ours(connection, path):
         with transaction(connection):
             if not _is_ours(connection, path):  # another process may have made it meanwhile
@@ -108,9 +110,22 @@ def _check_or_make(connection: sqlite3.Connection, path: Path, *, is_first: bool
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
-def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
+def _bring_up_to_date(connection: sqlite3.Connection) -> None:
+    """Give a file of the first format the column that it lacks."""
+    if _format(connection) == (APPLICATION_ID, 1):
+        with transaction(connection):
+            if _format(connection) == (APPLICATION_ID, 1):  # another process may have done it
+                connection.execute("ALTER TABLE jobs ADD COLUMN origin TEXT NOT NULL DEFAULT ''")
+                connection.execute("PRAGMA user_version = 2")
+
+
+def _format(connection: sqlite3.Connection) -> tuple[int, int]:
     found = connection.execute("PRAGMA application_id").fetchone()[0]
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    return found, connection.execute("PRAGMA user_version").fetchone()[0]
+
+
+def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
+    found, version = _format(connection)
     if (found, version) == (APPLICATION_ID, SCHEMA_VERSION):
         return True
     if found == APPLICATION_ID:

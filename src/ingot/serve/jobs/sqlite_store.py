@@ -3,13 +3,13 @@
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 from ingot.ledger.database import transaction
 from ingot.serve.jobs.clock import Clock, machine_clock
-from ingot.serve.jobs.job import RetryPolicy, StoreError
+from ingot.serve.jobs.job import Job, RetryPolicy, StoreError
 from ingot.serve.jobs.moves import Moves
 from ingot.serve.jobs.sqlite_schema import open_jobs_file
 from ingot.serve.jobs.table_store import TableJobStore
@@ -28,6 +28,7 @@ class SqliteJobStore(TableJobStore):
         max_queued: More jobs than this may not wait.
         clock: What deadlines are kept in; the machine's unless a test says otherwise.
         is_first: Whether to judge disk and file before use; see `open_jobs_file`.
+        on_end: Told of jobs whose end no attempt put into words.
 
     Raises:
         StoreError: The disk is a network's, or the file is damaged or not ours.
@@ -42,8 +43,11 @@ class SqliteJobStore(TableJobStore):
         max_queued: int = 1_000_000,
         clock: Clock | None = None,
         is_first: bool = True,
+        on_end: Callable[[Job], None] | None = None,
     ) -> None:
-        super().__init__(retry or RetryPolicy(), max_queued, clock or machine_clock())
+        super().__init__(
+            retry or RetryPolicy(), max_queued, clock or machine_clock(), on_end=on_end
+        )
         self._lock = threading.RLock()
         self._is_closed = False
         self._file = open_jobs_file(path, self._clock, synchronous=durability, is_first=is_first)

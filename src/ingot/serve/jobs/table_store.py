@@ -20,11 +20,11 @@ from ingot.serve.jobs.moves import FENCE, Moves, Rows
 
 _JOB = (
     "SELECT id, endpoint, state, attempt, failures, lapses, created, started, ended, output,"
-    " input_uri, caller_id, error, result_bytes, note, notice FROM jobs "
+    " input_uri, caller_id, error, result_bytes, note, notice, origin FROM jobs "
 )
 _INSERT = """INSERT INTO jobs (id, endpoint, state, due, expires, idempotency_key, request, output,
-    input_uri, caller_id, ttl_s, timeout_s, created, notify)
-    VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq"""
+    input_uri, caller_id, ttl_s, timeout_s, created, notify, origin)
+    VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq"""
 
 
 class TableJobStore(abc.ABC):
@@ -37,13 +37,22 @@ class TableJobStore(abc.ABC):
         retry: When jobs are tried again.
         max_queued: More jobs than this may not wait.
         clock: What deadlines are kept in.
+        on_end: Told of jobs whose end no attempt put into words: cancelled, expired, died with.
     """
 
     _db: Rows
     _moves: Moves
 
-    def __init__(self, retry: RetryPolicy, max_queued: int, clock: Clock) -> None:
+    def __init__(
+        self,
+        retry: RetryPolicy,
+        max_queued: int,
+        clock: Clock,
+        *,
+        on_end: Callable[[Job], None] | None = None,
+    ) -> None:
         self._retry, self._max_queued, self._clock = retry, max_queued, clock
+        self._on_end = on_end
 
     @abc.abstractmethod
     def _read(self) -> AbstractContextManager[None]:
@@ -83,7 +92,7 @@ class TableJobStore(abc.ABC):
             _INSERT,
             (job.id, job.endpoint, now, now + job.ttl_s, job.idempotency_key or None, job.request,
              job.output, job.input_uri, job.caller_id, job.ttl_s, job.timeout_s,
-             self._clock.wall(), job.notify),
+             self._clock.wall(), job.notify, job.origin),
         ).fetchall()  # fmt: skip
         if job.body is not None:
             self._db.execute("INSERT INTO bodies VALUES (?, ?)", (seq, job.body))
@@ -141,7 +150,7 @@ class TableJobStore(abc.ABC):
                 return []
             rows = self._db.execute(
                 "SELECT jobs.seq, id, attempt + 1, output, body, input_uri, timeout_s, created,"
-                " lapses FROM jobs LEFT JOIN bodies ON bodies.seq = jobs.seq"
+                " origin, lapses FROM jobs LEFT JOIN bodies ON bodies.seq = jobs.seq"
                 " WHERE endpoint = ? AND state = 'queued' AND due <= ? ORDER BY due, jobs.seq"
                 " LIMIT ?",
                 (endpoint, now, n),
@@ -153,6 +162,8 @@ class TableJobStore(abc.ABC):
                     " started = ? WHERE seq = ?",
                     (owner, now + lease_s, self._clock.wall(), row[0]),
                 )
+            ended = self._ended()
+        self._tell(ended)
         return [_lease(row, owner, self._retry.suspect_lapses) for row in chosen]
 
     def heartbeat(self, leases: Sequence[Lease], *, lease_s: float) -> frozenset[str]:
@@ -214,7 +225,10 @@ class TableJobStore(abc.ABC):
     def lapse(self, owner: str, *, blame: bool = True) -> int:
         """Say that an owner is dead; see `JobStore.lapse`."""
         with self._write():
-            return self._moves.lapse_owner(owner, blame=blame)
+            held = self._moves.lapse_owner(owner, blame=blame)
+            ended = self._ended()
+        self._tell(ended)
+        return held
 
     def cancel(self, job: str) -> Job | None:
         """End a job; see `JobStore.cancel`."""
@@ -223,7 +237,9 @@ class TableJobStore(abc.ABC):
                 "SELECT seq FROM jobs WHERE id = ? AND state IN ('queued', 'running')", (job,)
             ).fetchone()
             if row is not None:
-                self._moves.end(row[0], JobState.CANCELLED)
+                self._moves.end_unanswered(row[0], JobState.CANCELLED)
+            ended = self._ended()
+        self._tell(ended)
         return self.get(job)
 
     def next_due_s(self, endpoint: str) -> float | None:
@@ -305,6 +321,20 @@ class TableJobStore(abc.ABC):
                 for job in jobs
             )
 
+    def _ended(self) -> list[Job]:
+        """Return the jobs that this transaction ended without an answer."""
+        found, self._moves.unanswered = self._moves.unanswered, []
+        if self._on_end is None:
+            return []
+        jobs = [self._db.execute(_JOB + "WHERE seq = ?", (seq,)).fetchone() for seq in found]
+        # an earlier transaction may have been undone after it moved a job
+        return [job for row in jobs if row is not None and (job := _job(row)).state.is_end]
+
+    def _tell(self, ended: Sequence[Job]) -> None:
+        if self._on_end is not None:
+            for job in ended:
+                self._on_end(job)
+
     def _has_work(self, endpoint: str) -> bool:
         with self._read():
             due = self._db.execute(
@@ -335,8 +365,8 @@ def _job(row: tuple[Any, ...]) -> Job:  # a row of _JOB
 
 
 def _lease(row: Any, owner: str, suspect_lapses: int) -> Lease:  # a row of the query in `claim`
-    _, job, attempt, output, body, input_uri, timeout_s, created, lapses = row
+    _, job, attempt, output, body, input_uri, timeout_s, created, origin, lapses = row
     return Lease(
         job, owner, attempt, output, body, input_uri, timeout_s, created,
-        is_suspect=lapses >= suspect_lapses,
+        is_suspect=lapses >= suspect_lapses, origin=origin,
     )  # fmt: skip

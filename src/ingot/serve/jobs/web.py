@@ -10,6 +10,7 @@ from ingot.core.names import suggest
 from ingot.serve.answers import json_answer, problem
 from ingot.serve.jobs.desk import JobDesk
 from ingot.serve.jobs.job import MAX_INLINE_BYTES, Job, JobState, QuotaError, StoreError
+from ingot.serve.jobs.origin import read_origin
 from ingot.serve.jobs.places import read_result
 from ingot.serve.jobs.status import job_path, show_job, show_new
 from ingot.serve.problems import RequestError
@@ -96,7 +97,9 @@ class _Pages:
             words = f"A body must be sent as it is; got content-encoding {encoding[:32]!r}. "
             raise RequestError(words + "Turn compression off in the client.", status=415)
         body = await _body(request)
-        job = self._desk.read(body, request.headers.get("idempotency-key", ""))
+        origin = read_origin(request.headers, getattr(request.state, "client", ""))
+        key = request.headers.get("idempotency-key", "")
+        job = self._desk.read(body, key, origin.to_text())
         placed = await self._desk.put(job)
         if not placed.is_same:
             raise RequestError(

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 App = Callable[..., Awaitable[None]]
 _PASSED = frozenset((
     "authorization", "x-request-id", "ingot-unit", "ingot-episode", "ingot-step",
-    "ingot-timeout-ms",
+    "ingot-timeout-ms", "traceparent", "tracestate",
 ))  # fmt: skip
 _CODES = {
     400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND",

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from ingot.core.errors import EngineError, ServeError
 from ingot.runtime.joining import Joiner
@@ -13,6 +14,9 @@ from ingot.serve.workers.nursery import Nursery
 from ingot.serve.workers.pool import Pool
 from ingot.serve.workers.wire import unpack
 
+if TYPE_CHECKING:
+    from ingot.serve.tracing import Tracer
+
 
 class Workforce:
     """What runs the models of a server elsewhere than on its event loop.
@@ -20,12 +24,15 @@ class Workforce:
     Args:
         served: What is served; each that asks for workers or for batching gets a runner.
         metrics: Where it is published how they are doing.
+        tracer: Makes spans of what workers do; None makes none.
 
     Raises:
         ServeError: A model cannot run several requests in one call.
     """
 
-    def __init__(self, served: Sequence[Served], metrics: Metrics) -> None:
+    def __init__(
+        self, served: Sequence[Served], metrics: Metrics, *, tracer: "Tracer | None" = None
+    ) -> None:
         engines = {one.endpoint.version.config.engine for one in served if one.session is None}
         self._nursery, self._metrics = Nursery(engines), metrics
         self._pools: list[tuple[Served, Pool]] = []
@@ -34,7 +41,7 @@ class Workforce:
             if one.session is None:
                 pool = Pool(one.endpoint, self._nursery)
                 self._pools.append((one, pool))
-                one.state.runner = pool
+                one.state.runner = pool if tracer is None else tracer.runner(pool)
                 self._publish(one, pool)
             if one.endpoint.batching is not None:
                 batcher = self._batcher(one)
