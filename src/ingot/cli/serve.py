@@ -84,6 +84,12 @@ def _work_options(function: F) -> F:
                 "--timeout-s", default=60.0, show_default=True, help="Seconds to answer a request."
             ),
             click.option(
+                "--load-timeout-s",
+                default=300.0,
+                show_default=True,
+                help="Seconds for a worker or instance to load the model.",
+            ),
+            click.option(
                 "--max-waiting",
                 default=512,
                 show_default=True,
@@ -169,6 +175,7 @@ def _endpoint(registry: "Registry", target: str, options: dict[str, Any]) -> "En
         is_idempotent=not options["no_repeat"],
         batching=None if rows is None else Batching(rows, options["max_wait_ms"]),
         timeout_s=options["timeout_s"],
+        load_timeout_s=options["load_timeout_s"],
         max_waiting=options["max_waiting"],
         access=_access(options),
         tls=_tls(options["tls_cert"], options["tls_key"]),

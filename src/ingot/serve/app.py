@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING
 
 from ingot.core.extras import need
 from ingot.serve.access.gate import Gate
-from ingot.serve.answers import crash, describe_model, json_answer, problem, refusal
+from ingot.serve.answers import (
+    crash,
+    describe_model,
+    json_answer,
+    problem,
+    readiness,
+    refusal,
+)
 from ingot.serve.infer import InferRoute
 from ingot.serve.metrics import Metrics, Series
 from ingot.serve.problems import RequestError
@@ -115,8 +122,10 @@ class _Pages:
         return json_answer({"live": True})
 
     async def ready(self, _request: "Request") -> "Response":
-        is_ready = all(one.state.is_ready for one in self._served)
-        return json_answer({"ready": is_ready}, 200 if is_ready else 503)
+        waiting = [one.state for one in self._served if not one.state.is_ready]
+        # everybody may ask this page, and a reason can name files: who needs a key gets none here
+        reasons = [] if self._gate is not None else [state.trouble() for state in waiting]
+        return readiness({}, is_ready=not waiting, reason=" ".join(filter(None, reasons)))
 
     async def model(self, request: "Request") -> "Response":
         one = await self._named(request)
@@ -126,8 +135,8 @@ class _Pages:
 
     async def model_ready(self, request: "Request") -> "Response":
         one = await self._named(request)
-        body = {"name": one.endpoint.version.name, "ready": one.state.is_ready}
-        return json_answer(body, 200 if one.state.is_ready else 503)
+        name, state = one.endpoint.version.name, one.state
+        return readiness({"name": name}, is_ready=state.is_ready, reason=state.trouble())
 
     async def prometheus(self, request: "Request") -> "Response":
         from starlette.responses import Response

@@ -80,6 +80,8 @@ class Endpoint:
         batching: How requests share calls; None runs each alone.
         timeout_s: Seconds in which a request is answered, or refused with 504; a worker that
             keeps one longer is replaced.
+        load_timeout_s: Seconds in which a worker or instance answers its first inference; one that
+            does not is ended and started again, ever more slowly.
         read_timeout_s: Seconds in which a caller sends a whole request, and reads an answer.
         max_waiting: Requests that are answered or wait at a time; more are refused with 429.
         access: Who may ask; None lets everybody.
@@ -99,6 +101,7 @@ class Endpoint:
     is_idempotent: bool = True
     batching: Batching | None = None
     timeout_s: float = 60.0
+    load_timeout_s: float = 300.0
     read_timeout_s: float = 30.0
     max_waiting: int = 512
     access: Access | None = None

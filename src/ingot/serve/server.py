@@ -126,6 +126,7 @@ def check_endpoints(endpoints: Sequence[Endpoint]) -> None:
         label = endpoint.version.label
         limits = {
             "timeout_s": endpoint.timeout_s, "read_timeout_s": endpoint.read_timeout_s,
+            "load_timeout_s": endpoint.load_timeout_s,
             "max_body_bytes": endpoint.max_body_bytes, "max_waiting": endpoint.max_waiting,
         }  # fmt: skip
         for name, value in limits.items():

@@ -3,7 +3,14 @@
 from typing import TYPE_CHECKING
 
 from ingot.serve.access.gate import Gate
-from ingot.serve.answers import crash, describe_model, json_answer, problem, refusal
+from ingot.serve.answers import (
+    crash,
+    describe_model,
+    json_answer,
+    problem,
+    readiness,
+    refusal,
+)
 from ingot.serve.jobs.desk import JobDesk
 from ingot.serve.jobs.metrics import JobMetrics
 from ingot.serve.jobs.openapi import describe_jobs
@@ -66,7 +73,9 @@ class _Pages:
 
     async def ready(self, _request: "Request") -> "Response":
         ready = self._desk.is_ready() and not self._desk.is_draining
-        return json_answer({"ready": ready}, 200 if ready else 503)
+        # everybody may ask this page, and a reason can name files: who needs a key gets none here
+        reason = self._desk.trouble() if self._gate is None else ""
+        return readiness({}, is_ready=ready, reason=reason)
 
     async def model(self, request: "Request") -> "Response":
         await self.admit(request)

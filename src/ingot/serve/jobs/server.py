@@ -141,6 +141,7 @@ def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> Running
         desk = JobDesk(
             endpoint, settings, store, decisions,
             wake=supervisor.wake, is_ready=lambda: supervisor.is_ready,
+            trouble=lambda: supervisor.trouble,
         )  # fmt: skip
         stack.callback(desk.close)
         metrics = JobMetrics(desk.name, store, instances=lambda: supervisor.instances)
