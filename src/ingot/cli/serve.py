@@ -10,6 +10,7 @@ import click
 from ingot.cli._async_options import async_options, async_settings
 from ingot.cli._options import json_option
 from ingot.cli._print import print_json, say
+from ingot.cli._rate_options import rate_of, rate_options
 from ingot.core.digest import short
 
 if TYPE_CHECKING:
@@ -108,10 +109,11 @@ def _work_options(function: F) -> F:
 @click.argument("targets", metavar="NAME@STAGE...", nargs=-1, required=True)
 @_address_options
 @_work_options
+@rate_options
 @click.option("--dry-run", is_flag=True, help="Check that it could be served, and stop.")
 @async_options
 @json_option
-# Any: the options of the three groups above
+# Any: the options of the groups above
 def command(
     *, targets: tuple[str, ...], dry_run: bool, as_json: bool, is_async: bool, **options: Any
 ) -> None:
@@ -121,7 +123,7 @@ def command(
     Examples:
       ingot serve digits@prod
       ingot serve digits:3 digits:2 letters@prod --port 0
-      ingot serve digits@prod --workers 2 --max-batch 16 --keys --host 0.0.0.0
+      ingot serve digits@prod --workers 2 --max-batch 16 --keys --rate 50 --host 0.0.0.0
       ingot serve digits@prod --async --max-instances 3
     """
     from ingot.registry.registry import Registry
@@ -178,6 +180,7 @@ def _endpoint(registry: "Registry", target: str, options: dict[str, Any]) -> "En
         load_timeout_s=options["load_timeout_s"],
         max_waiting=options["max_waiting"],
         access=_access(options),
+        rate=rate_of(options["rate"], options["burst"]),
         tls=_tls(options["tls_cert"], options["tls_key"]),
         grpc_port=options["grpc_port"],
     )

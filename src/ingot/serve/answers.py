@@ -61,7 +61,8 @@ def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> 
 async def refusal(_request: "Request", error: Exception) -> "Response":
     """Answer a request that is refused."""
     assert isinstance(error, RequestError)
-    return problem(error.status, str(error))
+    again = error.retry_after
+    return problem(error.status, str(error), {} if again is None else {"retry-after": again})
 
 
 async def crash(request: "Request", error: Exception) -> "Response":

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 from ingot.core.extras import need
 from ingot.serve.access.gate import Gate
+from ingot.serve.access.rates import RateLimits, address_of
+from ingot.serve.access.scopes import Principal
 from ingot.serve.answers import (
     crash,
     describe_model,
@@ -34,6 +36,7 @@ def build_app(
     *,
     metrics: Metrics | None = None,
     gate: Gate | None = None,
+    limits: RateLimits | None = None,
 ) -> "Starlette":
     """Return the ASGI application that answers for some versions.
 
@@ -45,6 +48,7 @@ def build_app(
         log: Where observations go; None keeps none.
         metrics: What is counted; fresh if not given.
         gate: Who may ask; None lets everybody.
+        limits: How often each caller may; None for any.
 
     Raises:
         MissingExtraError: The extra `serve` is not installed.
@@ -58,12 +62,14 @@ def build_app(
     metrics = metrics or Metrics()
     versions = [one.endpoint.version for one in served]
     infer = [
-        InferRoute(one, versions, log=log, gate=gate, metrics=_series(one, metrics, log))
+        InferRoute(
+            one, versions, log=log, gate=gate, limits=limits, metrics=_series(one, metrics, log)
+        )
         for one in served
     ]
     dispatch = Dispatch(versions, infer)
     routes: list[BaseRoute] = [Route(path + "/infer", dispatch) for path in (MODEL, VERSION)]
-    pages = _Pages(served, metrics, gate).routes()
+    pages = _Pages(served, metrics, gate, limits).routes()
     routes += [Route(path, page, methods=["GET"]) for path, page in pages]
     return Starlette(
         routes=routes,
@@ -93,8 +99,14 @@ def _series(one: Served, metrics: Metrics, log: ObservationSink | None) -> Serie
 class _Pages:
     """Everything but inference."""
 
-    def __init__(self, served: Sequence[Served], metrics: Metrics, gate: Gate | None) -> None:
-        self._served, self._metrics, self._gate = served, metrics, gate
+    def __init__(
+        self,
+        served: Sequence[Served],
+        metrics: Metrics,
+        gate: Gate | None,
+        limits: RateLimits | None,
+    ) -> None:
+        self._served, self._metrics, self._gate, self._limits = served, metrics, gate, limits
         self._versions = [one.endpoint.version for one in served]
 
     def routes(self) -> "list[tuple[str, Callable[[Request], Awaitable[Response]]]]":
@@ -156,12 +168,15 @@ class _Pages:
             shown = [one for one in shown if caller.may("read", one.version.name)]
         return json_answer(openapi(shown, version=version("ingot")))
 
-    async def _admit(self, request: "Request", action: str, model: str = "") -> None:
-        if self._gate is not None:
-            await self._gate.admit(request.headers.get("authorization", ""), action, model)
+    async def _admit(self, request: "Request", action: str, model: str = "") -> Principal | None:
+        if self._gate is None:
+            return None
+        return await self._gate.admit(request.headers.get("authorization", ""), action, model)
 
     async def _named(self, request: "Request") -> Served:
-        await self._admit(request, "read", request.path_params["name"])
+        caller = await self._admit(request, "read", request.path_params["name"])
+        if self._limits is not None:
+            self._limits.take(caller, address_of(request.scope["client"]))
         index = find_version(self._versions, request.path_params)
         if index is None:
             raise RequestError(refuse_path(self._versions, request.path_params), status=404)

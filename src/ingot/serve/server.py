@@ -16,6 +16,7 @@ from ingot.serve.running import TICK_S, Running, need_server, run_until_stopped,
 if TYPE_CHECKING:
     from ingot.observe.log import ObservationLog
     from ingot.serve.access.gate import Gate
+    from ingot.serve.access.rates import RateLimits
     from ingot.serve.state import Served, State
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,8 @@ def serve_in_thread(endpoint: Endpoint, session: Session | None = None) -> Runni
         observations = _open_log(endpoint)
         if observations is not None:
             stack.callback(observations.close)
-        app = build_app(served, observations, metrics=metrics, gate=gate)
+        limits = open_limits(endpoint)
+        app = build_app(served, observations, metrics=metrics, gate=gate, limits=limits)
         server = Server(app, endpoint, workforce)
         thread = start(server, listener)
         url, states = url_of(listener, endpoint.tls), tuple(one.state for one in served)
@@ -173,6 +175,15 @@ def open_gate(endpoint: Endpoint, stack: ExitStack) -> "Gate | None":
     gate = Gate(endpoint.access)
     stack.callback(gate.close)
     return gate
+
+
+def open_limits(endpoint: Endpoint) -> "RateLimits | None":
+    """Return what counts requests by caller; None where nothing can be limited."""
+    if endpoint.rate is None and (endpoint.access is None or endpoint.access.keys is None):
+        return None  # where there are keys, one may have a rate of its own
+    from ingot.serve.access.rates import RateLimits
+
+    return RateLimits(endpoint.rate)
 
 
 def _serve(endpoint: Endpoint, session: Session | None, stack: ExitStack) -> "Served":

@@ -14,7 +14,7 @@ from ingot.serve.jobs.tables import carry_over
 
 def columns(dialect):
     table = dialect.statements()[0]
-    return [line.split()[0] for line in re.sub(r"^.*?\(", "", table, flags=re.S).split(",")]
+    return [line.split()[0] for line in re.sub(r"^.*?\(", "", table, flags=re.DOTALL).split(",")]
 
 
 def test_both_dialects_have_the_same_columns_in_the_same_order():

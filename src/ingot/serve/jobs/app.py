@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING
 
 from ingot.serve.access.gate import Gate
+from ingot.serve.access.rates import RateLimits, address_of
+from ingot.serve.access.scopes import Principal
 from ingot.serve.answers import (
     crash,
     describe_model,
@@ -23,19 +25,26 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 
-def build_jobs_app(desk: JobDesk, metrics: JobMetrics, *, gate: Gate | None = None) -> "Starlette":
+def build_jobs_app(
+    desk: JobDesk,
+    metrics: JobMetrics,
+    *,
+    gate: Gate | None = None,
+    limits: RateLimits | None = None,
+) -> "Starlette":
     """Return the ASGI application of an endpoint that takes jobs only.
 
     Args:
         desk: What its routes ask.
         metrics: What `/metrics` shows.
         gate: Who may ask; None lets everybody.
+        limits: How often each caller may; None for any.
     """
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
     from starlette.routing import Route
 
-    pages = _Pages(desk, metrics, gate)
+    pages = _Pages(desk, metrics, gate, limits)
     return Starlette(
         routes=[
             Route("/v2/health/live", pages.live),
@@ -43,7 +52,7 @@ def build_jobs_app(desk: JobDesk, metrics: JobMetrics, *, gate: Gate | None = No
             Route("/v2/models/{name}", pages.model),
             Route("/metrics", pages.prometheus),
             Route("/openapi.json", pages.openapi),
-            *job_routes(desk, admit=None if gate is None else pages.admit),
+            *job_routes(desk, admit=pages.admit),
         ],
         exception_handlers={
             HTTPException: pages.refused,
@@ -54,19 +63,24 @@ def build_jobs_app(desk: JobDesk, metrics: JobMetrics, *, gate: Gate | None = No
 
 
 class _Pages:
-    def __init__(self, desk: JobDesk, metrics: JobMetrics, gate: Gate | None) -> None:
-        self._desk, self._metrics, self._gate = desk, metrics, gate
+    def __init__(
+        self, desk: JobDesk, metrics: JobMetrics, gate: Gate | None, limits: RateLimits | None
+    ) -> None:
+        self._desk, self._metrics, self._gate, self._limits = desk, metrics, gate, limits
 
     async def admit(self, request: "Request", action: str = "") -> None:
         """Let the caller pass, or raise: who puts or cancels must be allowed to infer."""
-        if self._gate is None:
-            return
+        caller = None if self._gate is None else await self._identify(self._gate, request, action)
+        if self._limits is not None and not action:
+            self._limits.take(caller, address_of(request.scope["client"]))
+
+    async def _identify(self, gate: Gate, request: "Request", action: str) -> Principal:
         wanted = action or ("read" if request.method in {"GET", "HEAD"} else "infer")
         # a result is what an inference answers, so whoever may only read metadata does not get it
         if request.url.path.endswith("/result"):
             wanted = "infer"
         model = "" if wanted == "metrics" else self._desk.name
-        await self._gate.admit(request.headers.get("authorization", ""), wanted, model)
+        return await gate.admit(request.headers.get("authorization", ""), wanted, model)
 
     async def live(self, _request: "Request") -> "Response":
         return json_answer({"live": True})

@@ -117,7 +117,7 @@ def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> Running
     from ingot.serve.jobs.desk import JobDesk
     from ingot.serve.jobs.metrics import JobMetrics
     from ingot.serve.metrics import Metrics
-    from ingot.serve.server import check_endpoints, open_gate
+    from ingot.serve.server import check_endpoints, open_gate, open_limits
     from ingot.serve.web import Server
     from ingot.serve.workers.workforce import Workforce
 
@@ -146,7 +146,7 @@ def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> Running
         stack.callback(desk.close)
         metrics = JobMetrics(desk.name, store, instances=lambda: supervisor.instances)
         gate = open_gate(endpoint, stack)
-        app = build_jobs_app(desk, metrics, gate=gate)
+        app = build_jobs_app(desk, metrics, gate=gate, limits=open_limits(endpoint))
         # no worker of its own: instances answer, and the supervisor has them
         server = Server(app, endpoint, Workforce([], Metrics()))
         thread = start(server, listener)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from ingot.core.names import suggest
-from ingot.serve.answers import json_answer, problem
+from ingot.serve.answers import json_answer, problem, refusal
 from ingot.serve.jobs.desk import JobDesk
 from ingot.serve.jobs.job import MAX_INLINE_BYTES, Job, JobState, QuotaError, StoreError
 from ingot.serve.jobs.places import read_result
@@ -73,7 +73,7 @@ def _guarded(desk: JobDesk, page: Page, admit: Admit | None) -> Page:
                 return problem(404, words)
             return await page(request)
         except RequestError as error:
-            return problem(error.status, str(error))
+            return await refusal(request, error)
         except QuotaError as error:
             return problem(429, str(error), {"retry-after": "5"})
         except StoreError as error:
