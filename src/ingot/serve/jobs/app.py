@@ -107,7 +107,7 @@ class _Pages:
 
     async def openapi(self, request: "Request") -> "Response":
         await self.admit(request)
-        return json_answer(describe_jobs(self._desk.name))
+        return json_answer(describe_jobs(self._desk.endpoint))
 
     async def refused(self, request: "Request", error: Exception) -> "Response":
         from starlette.exceptions import HTTPException
