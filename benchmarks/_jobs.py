@@ -351,7 +351,7 @@ def _scaling(url: str) -> list[dict]:
 
 
 def _instances(pid: int) -> list[int]:
-    """Return the processes below the server's forkserver: its instances."""
+    """Return the processes below the server's template: its instances."""
     return [child for server in _children(pid) for child in _children(server)]
 
 

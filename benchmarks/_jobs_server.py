@@ -5,9 +5,10 @@ what each answer takes longer than the network needs.
 """
 
 import sys
-import time
 from functools import partial
 from pathlib import Path
+
+from _slow import open_slow
 
 from ingot.models.model import Lineage
 from ingot.models.store import store_model
@@ -20,31 +21,6 @@ from ingot.testing.tiny import tiny_cnn
 from ingot.twin.policy import ScalingPolicy
 
 NAME = "small"
-
-
-class Slow:
-    """A session whose every answer takes longer."""
-
-    def __init__(self, session, work_s):
-        self._session, self._work_s, self.config = session, work_s, session.config
-
-    def run(self, feeds):
-        """Answer, late."""
-        time.sleep(self._work_s)
-        return self._session.run(feeds)
-
-    def executed(self):
-        """Return what the network runs."""
-        return self._session.executed()
-
-    def close(self):
-        """Free the network."""
-        self._session.close()
-
-
-def open_slow(endpoint, *, work_s):
-    """Open the session of an endpoint and make it slow."""
-    return Slow(open_endpoint(endpoint), work_s)
 
 
 def main() -> None:

@@ -117,7 +117,8 @@ def _conditions(found: dict) -> str:
     machine = found["hardware"]
     return (
         f"Measured on {machine['cpu']}, {machine['cores']} cores, on {found['date']} by "
-        f"`{found['command']}`; square brackets are 95 % intervals where a row does not say otherwise."
+        f"`{found['command']}`; square brackets are 95 % intervals where a row does not say "
+        "otherwise."
     )
 
 

@@ -205,3 +205,13 @@ def test_compile_refuses_a_folder_without_evidence(run, tmp_path):
 
     assert done.code == 2
     assert "with evidence.json" in done.err
+
+
+def test_a_key_shows_its_rate_and_a_burst_goes_with_one(run):
+    made = run("keys", "create", "slow", "--scope", "*", "--rate", 5, "--burst", 20, "--json").json
+    alone = run("keys", "create", "slow", "--scope", "*", "--burst", 20)
+    wrong = run("keys", "create", "slow", "--scope", "*", "--rate", 0)
+
+    assert (made["rate"], made["burst"]) == (5.0, 20.0)
+    assert (alone.code, wrong.code) == (2, 2)
+    assert "--burst goes with --rate" in alone.err

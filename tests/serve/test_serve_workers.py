@@ -49,6 +49,10 @@ def ask(running, value=1.0, **headers):
     return httpx.post(running.url + URL, json=body, headers=headers, trust_env=False, timeout=30)
 
 
+def page(running, path):
+    return httpx.get(running.url + path, trust_env=False, timeout=30)
+
+
 def pid_of(answer):
     return answer.json()["outputs"][1]["data"][0]
 
@@ -302,6 +306,43 @@ def test_a_model_that_no_worker_can_open_is_refused_in_the_engines_words(fragile
         serve_in_thread(fragile)
 
 
+def test_a_worker_that_hangs_in_loading_is_given_up_and_named(fragile):
+    (fragile.model.path / "stuck").touch()
+
+    with pytest.raises(ServeError, match=r"within 0\.3 s of its start; process \d+ did not"):
+        serve_in_thread(replace(fragile, load_timeout_s=0.3))
+
+
+def test_readiness_says_that_workers_hang_in_loading_until_one_does_not(fragile):
+    stuck = fragile.model.path / "stuck"
+    with serve_in_thread(replace(fragile, load_timeout_s=0.3)) as running:
+        pid = pid_of(ask(running))
+        stuck.touch()
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: "reason" in page(running, "/v2/health/ready").json())
+        refused, model = (
+            page(running, path) for path in ("/v2/health/ready", "/v2/models/fragile/ready")
+        )
+        stuck.unlink()
+        wait_for(lambda: page(running, "/v2/health/ready").status_code == 200)
+        answer = ask(running)
+
+    assert refused.status_code == model.status_code == 503
+    assert refused.json()["reason"] == model.json()["reason"]
+    assert "within 0.3 s of its start" in model.json()["reason"]
+    assert answer.status_code == 200
+
+
+def test_workers_that_hang_in_loading_are_started_ever_more_slowly(fragile):
+    async def main():
+        pool = Pool(fragile, Nursery(set()))
+        long_ago = asyncio.get_running_loop().time() - 300
+        hung = SimpleNamespace(answered=0, born=long_ago, was_ready=False)
+        return [pool._pause_s(hung) for _ in range(3)]
+
+    assert asyncio.run(main()) == [0.1, 0.2, 0.4]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_stopping_leaves_no_process_behind(fragile):
     with serve_in_thread(replace(fragile, workers=2)) as running:
@@ -385,9 +426,9 @@ def test_a_worker_that_cannot_start_is_tried_again_ever_more_slowly(fragile):
     async def main():
         pool = Pool(fragile, Nursery(set()))
         now = asyncio.get_running_loop().time()
-        stillborn = SimpleNamespace(answered=0, born=now)
+        stillborn = SimpleNamespace(answered=0, born=now, was_ready=False)
         pauses = [pool._pause_s(stillborn) for _ in range(11)]
-        useful = pool._pause_s(SimpleNamespace(answered=1, born=now))
+        useful = pool._pause_s(SimpleNamespace(answered=1, born=now, was_ready=True))
         return pauses, useful, pool._pause_s(stillborn)
 
     pauses, useful, after = asyncio.run(main())

@@ -100,7 +100,6 @@ def async_settings(name: str, values: dict[str, Any]) -> "AsyncSettings":
         output=_absolute(output) if output else "",
         database=values["database"],
         notify_networks=tuple(values["notify_networks"]),
-        preload=("ingot.cli.main",),  # else every instance would import it again at its start
     )
 
 

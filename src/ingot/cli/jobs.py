@@ -192,7 +192,7 @@ def demo(*, as_json: bool) -> int:
 
     from ingot.serve.jobs.demo import show_jobs
 
-    found = show_jobs(preload=("ingot.cli.main",))
+    found = show_jobs()
     if as_json:
         print_json(asdict(found))
     else:

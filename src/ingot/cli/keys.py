@@ -7,6 +7,7 @@ import click
 
 from ingot.cli._options import json_option
 from ingot.cli._print import print_json, print_table, say
+from ingot.cli._rate_options import rate_of, rate_options
 
 if TYPE_CHECKING:
     from ingot.serve.access.keys import ApiKey, KeyStore
@@ -34,16 +35,27 @@ def command() -> None:
     help="What it allows: infer:MODEL, read:MODEL, metrics or *. Repeatable.",
 )
 @click.option("--days", default=90.0, show_default=True, help="After which it ends; 0 for never.")
+@rate_options
 @json_option
-def create(name: str, *, scopes: tuple[str, ...], days: float, as_json: bool) -> None:
+def create(
+    name: str,
+    *,
+    scopes: tuple[str, ...],
+    days: float,
+    rate: float | None,
+    burst: float | None,
+    as_json: bool,
+) -> None:
     """Make a key and print it, this once: only its hash is kept.
 
     \b
     Examples:
       ingot keys create robot --scope infer:digits
       ingot keys create monitoring --scope metrics --days 365
+      ingot keys create nightly --scope infer:digits --rate 5 --burst 20
     """
-    text, key = _store().create(name, scopes, days=days or None)
+    limit = rate_of(rate, burst)
+    text, key = _store().create(name, scopes, days=days or None, rate=limit)
     if as_json:
         print_json({"key": text} | _facts(key))
     else:
@@ -64,7 +76,7 @@ def list_(*, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    columns = ("id", "name", "scopes", "created", "expires", "revoked")
+    columns = ("id", "name", "scopes", "rate", "created", "expires", "revoked")
     rows = [fact | {"scopes": " ".join(fact["scopes"])} for fact in found]
     print_table("Keys", columns, [[str(row[name] or "") for name in columns] for row in rows])
 
@@ -94,6 +106,8 @@ def _facts(key: "ApiKey") -> dict[str, Any]:  # JSON
         "id": key.id,
         "name": key.name,
         "scopes": sorted(key.scopes),
+        "rate": None if key.rate is None else key.rate.per_s,
+        "burst": None if key.rate is None else key.rate.depth,
         "created": _time(key.created),
         "expires": _time(key.expires),
         "revoked": _time(key.revoked),

@@ -11,6 +11,7 @@ from ingot.cli._async_options import async_options, async_settings
 from ingot.cli._observe_options import observe_fields, observe_options
 from ingot.cli._options import json_option
 from ingot.cli._print import print_json, say
+from ingot.cli._rate_options import rate_of, rate_options
 from ingot.core.digest import short
 
 if TYPE_CHECKING:
@@ -85,6 +86,12 @@ def _work_options(function: F) -> F:
                 "--timeout-s", default=60.0, show_default=True, help="Seconds to answer a request."
             ),
             click.option(
+                "--load-timeout-s",
+                default=300.0,
+                show_default=True,
+                help="Seconds for a worker or instance to load the model.",
+            ),
+            click.option(
                 "--max-waiting",
                 default=512,
                 show_default=True,
@@ -103,11 +110,12 @@ def _work_options(function: F) -> F:
 @click.argument("targets", metavar="NAME@STAGE...", nargs=-1, required=True)
 @_address_options
 @_work_options
+@rate_options
 @click.option("--dry-run", is_flag=True, help="Check that it could be served, and stop.")
 @async_options
 @observe_options
 @json_option
-# Any: the options of the four groups above
+# Any: the options of the groups above
 def command(
     *, targets: tuple[str, ...], dry_run: bool, as_json: bool, is_async: bool, **options: Any
 ) -> None:
@@ -117,7 +125,7 @@ def command(
     Examples:
       ingot serve digits@prod
       ingot serve digits:3 digits:2 letters@prod --port 0
-      ingot serve digits@prod --workers 2 --max-batch 16 --keys --host 0.0.0.0
+      ingot serve digits@prod --workers 2 --max-batch 16 --keys --rate 50 --host 0.0.0.0
       ingot serve digits@prod --async --max-instances 3
     """
     from ingot.registry.registry import Registry
@@ -171,8 +179,10 @@ def _endpoint(registry: "Registry", target: str, options: dict[str, Any]) -> "En
         is_idempotent=not options["no_repeat"],
         batching=None if rows is None else Batching(rows, options["max_wait_ms"]),
         timeout_s=options["timeout_s"],
+        load_timeout_s=options["load_timeout_s"],
         max_waiting=options["max_waiting"],
         access=_access(options),
+        rate=rate_of(options["rate"], options["burst"]),
         tls=_tls(options["tls_cert"], options["tls_key"]),
         grpc_port=options["grpc_port"],
         **observe_fields(options),

@@ -30,6 +30,20 @@ def json_answer(
     return Response(body, status, headers, media_type="application/json")
 
 
+def readiness(facts: dict[str, object], *, is_ready: bool, reason: str = "") -> "Response":
+    """Return the answer of a health page: 200, or 503 with the reason if there is one.
+
+    Args:
+        facts: What else it says.
+        is_ready: Whether requests should be sent here.
+        reason: Why not; left out where it is.
+    """
+    body = facts | {"ready": is_ready}
+    if reason and not is_ready:
+        body["reason"] = reason
+    return json_answer(body, 200 if is_ready else 503)
+
+
 def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> "Response":
     """Return a problem document (RFC 9457).
 
@@ -47,7 +61,8 @@ def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> 
 async def refusal(_request: "Request", error: Exception) -> "Response":
     """Answer a request that is refused."""
     assert isinstance(error, RequestError)
-    return problem(error.status, str(error))
+    again = error.retry_after
+    return problem(error.status, str(error), {} if again is None else {"retry-after": again})
 
 
 async def crash(request: "Request", error: Exception) -> "Response":

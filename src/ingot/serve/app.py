@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING
 
 from ingot.core.extras import need
 from ingot.serve.access.gate import Gate
-from ingot.serve.answers import crash, describe_model, json_answer, problem, refusal
+from ingot.serve.access.rates import RateLimits, address_of
+from ingot.serve.access.scopes import Principal
+from ingot.serve.answers import (
+    crash,
+    describe_model,
+    json_answer,
+    problem,
+    readiness,
+    refusal,
+)
 from ingot.serve.infer import InferRoute
 from ingot.serve.metrics import Metrics, Series
 from ingot.serve.problems import RequestError
@@ -39,6 +48,7 @@ def build_app(
     metrics: Metrics | None = None,
     gate: Gate | None = None,
     tracer: "Tracer | None" = None,
+    limits: RateLimits | None = None,
 ) -> "Starlette":
     """Return the ASGI application that answers for some versions.
 
@@ -51,6 +61,7 @@ def build_app(
         metrics: What is counted; fresh if not given.
         gate: Who may ask; None lets everybody.
         tracer: Makes a span of every inference; None makes none.
+        limits: How often each caller may; None for any.
 
     Raises:
         MissingExtraError: The extra `serve` is not installed.
@@ -64,13 +75,15 @@ def build_app(
     metrics = metrics or Metrics()
     versions = [one.endpoint.version for one in served]
     infer = [
-        InferRoute(one, versions, log=log, gate=gate, metrics=_series(one, metrics, log))
+        InferRoute(
+            one, versions, log=log, gate=gate, limits=limits, metrics=_series(one, metrics, log)
+        )
         for one in served
     ]
     answering: list[Answering] = [one if tracer is None else tracer.route(one) for one in infer]
     dispatch = Dispatch(versions, answering)
     routes: list[BaseRoute] = [Route(path + "/infer", dispatch) for path in (MODEL, VERSION)]
-    pages = _Pages(served, metrics, gate).routes()
+    pages = _Pages(served, metrics, gate, limits).routes()
     routes += [Route(path, page, methods=["GET"]) for path, page in pages]
     app = Starlette(
         routes=routes,
@@ -102,8 +115,14 @@ def _series(one: Served, metrics: Metrics, log: ObservationSink | None) -> Serie
 class _Pages:
     """Everything but inference."""
 
-    def __init__(self, served: Sequence[Served], metrics: Metrics, gate: Gate | None) -> None:
-        self._served, self._metrics, self._gate = served, metrics, gate
+    def __init__(
+        self,
+        served: Sequence[Served],
+        metrics: Metrics,
+        gate: Gate | None,
+        limits: RateLimits | None,
+    ) -> None:
+        self._served, self._metrics, self._gate, self._limits = served, metrics, gate, limits
         self._versions = [one.endpoint.version for one in served]
 
     def routes(self) -> "list[tuple[str, Callable[[Request], Awaitable[Response]]]]":
@@ -133,8 +152,10 @@ class _Pages:
         return json_answer({"live": True})
 
     async def ready(self, _request: "Request") -> "Response":
-        is_ready = all(one.state.is_ready for one in self._served)
-        return json_answer({"ready": is_ready}, 200 if is_ready else 503)
+        waiting = [one.state for one in self._served if not one.state.is_ready]
+        # everybody may ask this page, and a reason can name files: who needs a key gets none here
+        reasons = [] if self._gate is not None else [state.trouble() for state in waiting]
+        return readiness({}, is_ready=not waiting, reason=" ".join(filter(None, reasons)))
 
     async def model(self, request: "Request") -> "Response":
         one = await self._named(request)
@@ -144,8 +165,8 @@ class _Pages:
 
     async def model_ready(self, request: "Request") -> "Response":
         one = await self._named(request)
-        body = {"name": one.endpoint.version.name, "ready": one.state.is_ready}
-        return json_answer(body, 200 if one.state.is_ready else 503)
+        name, state = one.endpoint.version.name, one.state
+        return readiness({"name": name}, is_ready=state.is_ready, reason=state.trouble())
 
     async def stats(self, request: "Request") -> "Response":
         from ingot.serve.figures import show_stats
@@ -174,17 +195,21 @@ class _Pages:
             shown = [one for one in shown if caller.may("read", one.version.name)]
         return json_answer(openapi(shown, version=version("ingot")))
 
-    async def _admit(self, request: "Request", action: str, model: str = "") -> None:
-        if self._gate is not None:
-            await self._gate.admit(request.headers.get("authorization", ""), action, model)
+    async def _admit(self, request: "Request", action: str, model: str = "") -> Principal | None:
+        if self._gate is None:
+            return None
+        return await self._gate.admit(request.headers.get("authorization", ""), action, model)
 
     async def _named(self, request: "Request", *, also: str = "") -> Served:
         """Return what a path names, to a caller who may read it or do something else."""
         name, proof = request.path_params["name"], request.headers.get("authorization", "")
+        caller = None
         if self._gate is not None:
             caller = await self._gate.identify(proof)
             if not (also and caller.may(also)):
-                await self._gate.admit(proof, "read", name)
+                caller = await self._gate.admit(proof, "read", name)
+        if self._limits is not None:
+            self._limits.take(caller, address_of(request.scope["client"]))
         index = find_version(self._versions, request.path_params)
         if index is None:
             raise RequestError(refuse_path(self._versions, request.path_params), status=404)

@@ -1,5 +1,6 @@
 """The noun Endpoint: a version, an address, and how it answers."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,36 @@ class Tokens:
     issuer: str
     audience: str
     jwks: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How many requests a caller may send.
+
+    Attributes:
+        per_s: Requests a second, in the long run.
+        burst: Requests at once after a pause; those of one second, and at least one, if None.
+    """
+
+    per_s: float
+    burst: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse figures that limit nothing or everything.
+
+        Raises:
+            ServeError: One is.
+        """
+        if not (0 < self.per_s < math.inf and 1 <= self.depth < math.inf):
+            raise ServeError(
+                "A rate must be above 0 requests a second, and its burst at least 1; got "
+                f"{self.per_s:g} and {self.burst}. Leave the rate out for no limit."
+            )
+
+    @property
+    def depth(self) -> float:
+        """The burst, or what stands for it."""
+        return max(1.0, self.per_s) if self.burst is None else self.burst
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +140,13 @@ class Endpoint:
         batching: How requests share calls; None runs each alone.
         timeout_s: Seconds in which a request is answered, or refused with 504; a worker that
             keeps one longer is replaced.
+        load_timeout_s: Seconds in which a worker or instance answers its first inference; one that
+            does not is ended and started again, ever more slowly.
         read_timeout_s: Seconds in which a caller sends a whole request, and reads an answer.
         max_waiting: Requests that are answered or wait at a time; more are refused with 429.
         access: Who may ask; None lets everybody.
+        rate: How often each caller may ask: each key or token, or each address without them. None
+            sets no limit; a key may have a rate of its own.
         grpc_port: Port that speaks gRPC beside it, 0 picks a free one; None speaks none.
         tls: Files for encrypted connections; None speaks plain HTTP.
         beside: More versions at the same address; what is about the address is taken from this one.
@@ -130,9 +165,11 @@ class Endpoint:
     is_idempotent: bool = True
     batching: Batching | None = None
     timeout_s: float = 60.0
+    load_timeout_s: float = 300.0
     read_timeout_s: float = 30.0
     max_waiting: int = 512
     access: Access | None = None
+    rate: Rate | None = None
     tls: Tls | None = None
     grpc_port: int | None = None
     beside: tuple["Endpoint", ...] = ()

@@ -18,6 +18,7 @@ from ingot.data.data import Array
 from ingot.observe.observation import Observation
 from ingot.registry.version import Version
 from ingot.serve.access.gate import Gate
+from ingot.serve.access.rates import RateLimits, address_of
 from ingot.serve.binary import LENGTH_HEADER
 from ingot.serve.labels import KEY, bad_key, read_step
 from ingot.serve.metrics import Series
@@ -78,6 +79,7 @@ class _Call:
     inputs_ref: str = ""
     client: str = ""
     json_bytes: int | None = None  # of an answer that has tensors after the JSON
+    retry_after: str | None = None
 
     def left_s(self) -> float:
         """Return the seconds in which it must still be answered."""
@@ -93,6 +95,7 @@ class InferRoute:
         metrics: What is counted.
         log: Where observations go.
         gate: Who may ask.
+        limits: How often; None for any.
         clock: UTC seconds since 1970.
     """
 
@@ -104,6 +107,7 @@ class InferRoute:
         metrics: Series,
         log: ObservationSink | None = None,
         gate: Gate | None = None,
+        limits: RateLimits | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         endpoint = served.endpoint
@@ -112,7 +116,7 @@ class InferRoute:
         self._limit, self._timeout_s = endpoint.max_body_bytes, endpoint.timeout_s
         self._most = endpoint.max_waiting
         self._session, self._state, self._clock = served.session, served.state, clock
-        self._metrics, self._log, self._gate = metrics, log, gate
+        self._metrics, self._log, self._gate, self._limits = metrics, log, gate, limits
         self._read = _READ if gate is None else _READ | {b"authorization"}
         self._digest = endpoint.version.digest
         self._number = str(endpoint.version.number)
@@ -128,7 +132,7 @@ class InferRoute:
         # what a request gets that is cancelled when draining takes too long
         status, body = 503, b""
         try:
-            status, body = await self._answer(call, receive)
+            status, body = await self._answer(call, scope, receive)
             if status != CLIENT_GONE:
                 await self._send(send, call, status, body)
         finally:
@@ -145,7 +149,7 @@ class InferRoute:
             headers: Of the request, names in lower case.
             body: The whole of it.
         """
-        state = self._state
+        state, caller = self._state, None
         if state.runner is not None or len(body) > min(state.inline_bytes, self._limit):
             return None
         call = self._call(path, "POST", headers)
@@ -158,6 +162,10 @@ class InferRoute:
                     return None
                 call.client = caller.name
             self._admit(call)
+            if self._limits is not None:
+                if caller is None:
+                    return None  # the long way knows the address
+                self._limits.take(caller, "")
         except RequestError:
             return None
         call.inputs_ref = digest_bytes(body)
@@ -173,13 +181,16 @@ class InferRoute:
         known = {k: v.decode("latin-1") for k, v in headers if k in read}
         return _Call(self._clock(), time.perf_counter(), path, method, known, self._timeout_s)
 
-    async def _answer(self, call: _Call, receive: Receive) -> tuple[int, bytes]:
+    async def _answer(self, call: _Call, scope: Scope, receive: Receive) -> tuple[int, bytes]:
         try:
             self._identify(call)
+            caller = None
             if self._gate is not None:
                 proof = call.headers.pop(b"authorization", "")
                 caller = await self._gate.admit(proof, "infer", call.path["name"])
                 call.client = caller.name
+            if self._limits is not None:
+                self._limits.take(caller, address_of(scope["client"]))
             self._admit(call)
             body = await self._body(call, receive)
             if body is None:
@@ -320,7 +331,10 @@ class InferRoute:
         ]
         if status != 200:
             headers[0] = _PROBLEM
-            headers += _MORE_HEADERS.get(status, ())
+            if call.retry_after is None:
+                headers += _MORE_HEADERS.get(status, ())
+            else:
+                headers.append((b"retry-after", call.retry_after.encode()))
         elif call.json_bytes is not None:
             headers[0] = _BYTES
             headers.append((LENGTH_HEADER, str(call.json_bytes).encode()))
@@ -353,6 +367,7 @@ class InferRoute:
 def _failed(call: _Call, error: Exception) -> tuple[int, bytes]:
     """Return status and body for a request that is refused, or on which the engine failed."""
     if isinstance(error, RequestError):
+        call.retry_after = error.retry_after
         return error.status, encode_problem(error.status, str(error))
     # a process edge: engines raise anything, a request gets its answer
     log.error("request %s failed", call.request_id, exc_info=error)

@@ -1,33 +1,21 @@
 """The OpenAPI document of a server: every path, what it takes, and every way it answers."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from ingot.models.model import Signature, TensorSpec
-from ingot.serve.datatypes import NUMPY_OF, kind_of, wire_name
+from ingot.models.model import Signature
+from ingot.serve.documents import (
+    REFUSALS,
+    Schema,
+    document,
+    infer_example,
+    infer_request,
+    json_body,
+    page,
+    refusals,
+    stats_page,
+)
 from ingot.serve.endpoint import Endpoint
-from ingot.serve.problems import PROBLEM_TYPE
 
-# Any below is JSON Schema.
-Schema = dict[str, Any]
-_JSON_OF = {"bool": "boolean", "int": "integer", "float": "number"}
-_REFUSALS = {
-    400: "Not a request, or tensors that do not fit.",
-    401: "No valid key or token.",
-    403: "The caller is not allowed this.",
-    404: "Not served here.",
-    405: "Another method is right.",
-    408: "The request did not arrive in time.",
-    413: "The body is too large.",
-    415: "The body is compressed.",
-    422: "The engine refuses these inputs.",
-    429: "Too many requests wait.",
-    431: "The headers are too large.",
-    500: "The engine failed.",
-    503: "The endpoint is stopping, or a worker died.",
-    504: "Not answered in time.",
-}
-_PAGE_REFUSALS = (401, 403, 404, 405, 408, 431)
 _HEADERS = {
     "x-request-id": ({"type": "string"}, "Comes back in the answer and in the log."),
     "ingot-unit": ({"type": "string", "maxLength": 128}, "Who is randomized in an experiment."),
@@ -48,11 +36,11 @@ def openapi(endpoints: Sequence[Endpoint], *, version: str) -> Schema:
         version: Of the server.
     """
     paths = {
-        "/v2": _page("Name and version of the server."),
-        "/v2/health/live": _page("Whether the process answers."),
-        "/v2/health/ready": _page("Whether requests should be sent here.", refusals=(503,)),
-        "/metrics": _page("Counts in Prometheus text format.", media="text/plain"),
-        "/openapi.json": _page("This document."),
+        "/v2": page("Name and version of the server."),
+        "/v2/health/live": page("Whether the process answers."),
+        "/v2/health/ready": page("Whether requests should be sent here.", no=(503,)),
+        "/metrics": page("Counts in Prometheus text format.", media="text/plain"),
+        "/openapi.json": page("This document."),
     }
     named: set[str] = set()
     for endpoint in endpoints:
@@ -62,50 +50,11 @@ def openapi(endpoints: Sequence[Endpoint], *, version: str) -> Schema:
             bases.insert(0, model)
         named.add(endpoint.version.name)
         for base in bases:
-            paths[base] = _page("Inputs and outputs of the model.")
-            paths[base + "/stats"] = _stats()
-            paths[base + "/ready"] = _page("Whether the model answers.", refusals=(503,))
+            paths[base] = page("Inputs and outputs of the model.")
+            paths[base + "/stats"] = stats_page()
+            paths[base + "/ready"] = page("Whether the model answers.", no=(503,))
             paths[base + "/infer"] = {"post": _infer(endpoint.model.signature)}
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "Ingot endpoint", "version": version},
-        "paths": paths,
-        "components": {
-            "schemas": {"Problem": _problem()},
-            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
-        },
-        "security": [{}, {"bearer": []}],
-    }
-
-
-def _page(summary: str, *, media: str = "application/json", refusals: Sequence[int] = ()) -> Schema:
-    answers: Schema = {"200": {"description": "Yes.", "content": {media: {}}}}
-    answers |= _refusals(_PAGE_REFUSALS)
-    if refusals:
-        answers |= {
-            str(status): {"description": "No.", "content": {media: {}}} for status in refusals
-        }
-    return {"get": {"summary": summary, "responses": answers}}
-
-
-def _stats() -> Schema:
-    page = _page("Requests, errors and latency quantiles of the last minutes.", refusals=())
-    page["get"]["parameters"] = [
-        {
-            "name": "window_s",
-            "in": "query",
-            "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": 3600},
-            "description": "Seconds back from now; 300 if not given.",
-        },
-        {
-            "name": "windows",
-            "in": "query",
-            "schema": {"type": "boolean"},
-            "description": "Whether the figures of each ten seconds come too.",
-        },
-    ]
-    page["get"]["responses"] |= _refusals((400,))
-    return page
+    return document("Ingot endpoint", paths, version=version)
 
 
 def _infer(signature: Signature) -> Schema:
@@ -121,10 +70,7 @@ def _infer(signature: Signature) -> Schema:
             {"name": name, "in": "header", "schema": schema, "description": words}
             for name, (schema, words) in _HEADERS.items()
         ],
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": _request(signature)}},
-        },
+        "requestBody": json_body(infer_request(signature), {"one": infer_example(signature)}),
         "responses": {
             "200": {
                 "description": "The outputs; bytes after the JSON if they were asked for.",
@@ -133,64 +79,6 @@ def _infer(signature: Signature) -> Schema:
                     "application/octet-stream": octets,
                 },
             },
-            **_refusals(_REFUSALS),
+            **refusals(REFUSALS),
         },
-    }
-
-
-def _request(signature: Signature) -> Schema:
-    names = [spec.name for spec in signature.outputs]
-    output = {"type": "object", "required": ["name"], "properties": {"name": {"enum": names}}}
-    return {
-        "type": "object",
-        "required": ["inputs"],
-        "properties": {
-            "id": {"type": "string"},
-            "inputs": {
-                "type": "array",
-                "minItems": len(signature.inputs),
-                "maxItems": len(signature.inputs),
-                "items": {"oneOf": [_tensor(spec) for spec in signature.inputs]},
-            },
-            "outputs": {"type": "array", "items": output},
-            "parameters": {"type": "object"},
-        },
-    }
-
-
-def _tensor(spec: TensorSpec) -> Schema:
-    datatype = wire_name(spec.dtype)
-    number = {"type": _JSON_OF[kind_of(datatype)]} if datatype in NUMPY_OF else {}
-    sizes = [{"const": axis} if isinstance(axis, int) else {"minimum": 1} for axis in spec.shape]
-    return {
-        "type": "object",
-        "required": ["name", "datatype", "shape", "data"],
-        "properties": {
-            "name": {"const": spec.name},
-            "datatype": {"const": datatype},
-            "shape": {
-                "type": "array",
-                "prefixItems": [{"type": "integer"} | size for size in sizes],
-                "minItems": len(sizes),
-                "maxItems": len(sizes),
-            },
-            "data": {"type": "array", "items": number},
-            "parameters": {"type": "object"},
-        },
-    }
-
-
-def _refusals(statuses: "Sequence[int] | dict[int, str]") -> Schema:
-    problem = {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {
-        str(status): {"description": _REFUSALS[status], "content": problem} for status in statuses
-    }
-
-
-def _problem() -> Schema:
-    words = {name: {"type": "string"} for name in ("type", "title", "detail", "error")}
-    return {
-        "type": "object",
-        "required": [*words, "status"],
-        "properties": words | {"status": {"type": "integer"}},
     }

@@ -1,5 +1,6 @@
 """Requests that are refused: the error, and the document that tells the caller."""
 
+import math
 from http import HTTPStatus
 
 import msgspec
@@ -12,11 +13,21 @@ _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 
 class RequestError(ServeError):
-    """A request that is refused, with the HTTP status that says why."""
+    """A request that is refused, with the HTTP status that says why.
 
-    def __init__(self, message: str, *, status: int = 400) -> None:
+    Attributes:
+        status: The status.
+        wait_s: Seconds after which it may be sent again; None where nothing is known.
+    """
+
+    def __init__(self, message: str, *, status: int = 400, wait_s: float | None = None) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.wait_s = status, wait_s
+
+    @property
+    def retry_after(self) -> str | None:
+        """Value of the header of that name: whole seconds, never fewer than it takes."""
+        return None if self.wait_s is None else str(max(1, math.ceil(self.wait_s)))
 
 
 class Problem(msgspec.Struct):

@@ -16,6 +16,7 @@ from ingot.serve.running import TICK_S, Running, need_server, run_until_stopped,
 if TYPE_CHECKING:
     from ingot.observe.log import ObservationLog
     from ingot.serve.access.gate import Gate
+    from ingot.serve.access.rates import RateLimits
     from ingot.serve.state import Served, State
     from ingot.serve.tracing import Tracer
 
@@ -92,7 +93,10 @@ def serve_in_thread(endpoint: Endpoint, session: Session | None = None) -> Runni
         observations = _open_log(endpoint)
         if observations is not None:
             stack.callback(observations.close)
-        app = build_app(served, observations, metrics=metrics, gate=gate, tracer=tracer)
+        limits = open_limits(endpoint)
+        app = build_app(
+            served, observations, metrics=metrics, gate=gate, limits=limits, tracer=tracer
+        )
         server = Server(app, endpoint, workforce)
         thread = start(server, listener)
         url, states = url_of(listener, endpoint.tls), tuple(one.state for one in served)
@@ -131,6 +135,7 @@ def check_endpoints(endpoints: Sequence[Endpoint]) -> None:
         label = endpoint.version.label
         limits = {
             "timeout_s": endpoint.timeout_s, "read_timeout_s": endpoint.read_timeout_s,
+            "load_timeout_s": endpoint.load_timeout_s,
             "max_body_bytes": endpoint.max_body_bytes, "max_waiting": endpoint.max_waiting,
         }  # fmt: skip
         for name, value in limits.items():
@@ -188,6 +193,15 @@ def open_tracer(endpoint: Endpoint, stack: ExitStack) -> "Tracer | None":
     tracer = Tracer(endpoint.tracing)
     stack.callback(tracer.close)
     return tracer
+
+
+def open_limits(endpoint: Endpoint) -> "RateLimits | None":
+    """Return what counts requests by caller; None where nothing can be limited."""
+    if endpoint.rate is None and (endpoint.access is None or endpoint.access.keys is None):
+        return None  # where there are keys, one may have a rate of its own
+    from ingot.serve.access.rates import RateLimits
+
+    return RateLimits(endpoint.rate)
 
 
 def _serve(endpoint: Endpoint, session: Session | None, stack: ExitStack) -> "Served":

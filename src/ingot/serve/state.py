@@ -1,6 +1,6 @@
 """What an application knows of one model that it serves, and whoever starts and stops it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -38,6 +38,7 @@ class State:
         sample: Inputs that the model has answered.
         runner: What answers instead of a session in this process.
         threads: Those threads.
+        trouble: Says why nothing may be able to answer; empty if nothing is known.
     """
 
     is_warm: bool = False
@@ -48,6 +49,7 @@ class State:
     sample: Mapping[str, Array] | None = None
     runner: Runner | None = None
     threads: Threads = field(default_factory=Threads)
+    trouble: Callable[[], str] = str
 
     @property
     def is_ready(self) -> bool:

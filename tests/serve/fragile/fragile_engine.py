@@ -27,6 +27,8 @@ class FragileEngine:
     def open(self, model, config):
         if (Path(model.path) / "unusable").exists():
             raise EngineError("A model must be usable; this one is not. Use another.")
+        while (Path(model.path) / "stuck").exists():
+            time.sleep(0.02)
         return FragileSession(model, config)
 
 

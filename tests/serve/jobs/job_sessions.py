@@ -44,5 +44,11 @@ def open_nothing(endpoint):
     raise EngineError("An engine must be installed; it is not. Install it.")
 
 
+def open_stuck(endpoint):
+    while (endpoint.model.path / "stuck").exists():
+        time.sleep(0.02)
+    return Doubler()
+
+
 def die_at_start(endpoint):
     os._exit(3)

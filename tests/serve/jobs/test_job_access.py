@@ -6,7 +6,7 @@ import pytest
 from job_words import JOBS, request_of
 
 from ingot.serve.access.keys import KeyStore
-from ingot.serve.endpoint import Access
+from ingot.serve.endpoint import Access, Rate
 from ingot.serve.jobs.server import serve_jobs_in_thread
 
 MODEL = "/v2/models/doubler"
@@ -49,3 +49,22 @@ def test_jobs_ask_for_a_key_and_health_does_not(ask, keys):
     assert ask("GET", f"{JOBS}/{job}/result", infer).status_code == 200
     assert ask("DELETE", f"{JOBS}/{job}", read).status_code == 403
     assert ask("GET", "/v2/health/ready").status_code == 200
+
+
+def test_a_caller_of_jobs_beyond_its_rate_gets_429_and_its_job_stays(endpoint, settings):
+    limited = replace(endpoint, rate=Rate(0.01, burst=2))
+    with (
+        serve_jobs_in_thread(limited, settings) as running,
+        httpx.Client(base_url=running.url, trust_env=False, timeout=20) as client,
+    ):
+        job = client.post(JOBS, json=request_of(1.0, 2.0))
+        seen = client.get(job.json()["status_url"])
+        refused = [client.get(JOBS), client.post(JOBS, json=request_of(1.0, 2.0))]
+        health = client.get("/v2/health/ready")
+        kept = running.desk.store.get(job.json()["job"])
+
+    assert (job.status_code, seen.status_code, health.status_code) == (202, 200, 200)
+    assert [answer.status_code for answer in refused] == [429, 429]
+    assert 95 < int(refused[0].headers["retry-after"]) <= 100
+    assert refused[0].headers["content-type"] == "application/problem+json"
+    assert kept is not None

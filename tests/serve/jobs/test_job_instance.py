@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import queue
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from ingot.core.errors import EngineError
 from ingot.serve.jobs import instance
 from ingot.serve.jobs.answer import GivenUp, Worker
 from ingot.serve.jobs.ends import Ends
-from ingot.serve.jobs.instance import IDLE, STOP, WORK, _Loop, explain
+from ingot.serve.jobs.instance import IDLE, STOP, WORK, _Loop, explain, listen
 from ingot.serve.jobs.job import JobState, NewJob, StoreError
 from ingot.serve.problems import RequestError
 
@@ -29,9 +30,12 @@ def store(settings):
 @pytest.fixture
 def loop(endpoint, settings, store):
     ours, theirs = multiprocessing.Pipe()
+    inbox, is_open = queue.SimpleQueue(), threading.Event()
+    is_open.set()
+    threading.Thread(target=listen, args=(theirs, inbox, is_open), daemon=True).start()
     with ThreadPoolExecutor(settings.concurrency) as pool:
         ends, worker = Ends(endpoint), Worker(endpoint, Doubler(), settings)
-        made = _Loop(worker, store, pool, ends, owner="me", link=theirs)
+        made = _Loop(worker, store, pool, ends, owner="me", tell=theirs.send, inbox=inbox)
         made.said = ours
         thread = threading.Thread(target=made.run)
         made.thread = thread

@@ -10,17 +10,20 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ingot.core.errors import ServeError
 from ingot.core.names import suggest
 from ingot.ledger.database import open_database, transaction
 from ingot.serve.access.scopes import Principal, check_scopes
+from ingot.serve.endpoint import Rate
 
 PREFIX = "ingot_"
 KEYS_FILE = "keys.sqlite"
 _TABLE = """CREATE TABLE IF NOT EXISTS keys (
     id TEXT PRIMARY KEY, name TEXT NOT NULL, hash BLOB NOT NULL, scopes TEXT NOT NULL,
-    created REAL NOT NULL, expires REAL, revoked REAL)"""
+    created REAL NOT NULL, expires REAL, revoked REAL, rate REAL, burst REAL)"""
+_ADDED = ("rate", "burst")  # columns that files of earlier versions lack
 _NOBODY = hashlib.sha256(b"").digest()
 _RELOAD_S = 1.0
 
@@ -36,6 +39,7 @@ class ApiKey:
         created: UTC seconds since 1970.
         expires: When it ends, UTC seconds since 1970; None means never.
         revoked: When it was revoked, if it was.
+        rate: How often its holder may ask; None for what the server says.
     """
 
     id: str
@@ -44,6 +48,7 @@ class ApiKey:
     created: float
     expires: float | None = None
     revoked: float | None = None
+    rate: Rate | None = None
 
     def is_valid(self, now: float) -> bool:
         """Say whether it lets its holder in at a time."""
@@ -72,9 +77,19 @@ class KeyStore:
         path.touch(mode=0o600)
         with closing(self._open()) as database:
             database.execute(_TABLE)
+            with transaction(database):
+                known = {row[1] for row in database.execute("PRAGMA table_info(keys)")}
+                for column in _ADDED:
+                    if column not in known:
+                        database.execute(f"ALTER TABLE keys ADD COLUMN {column} REAL")
 
     def create(
-        self, name: str, scopes: Iterable[str], *, days: float | None = 90
+        self,
+        name: str,
+        scopes: Iterable[str],
+        *,
+        days: float | None = 90,
+        rate: Rate | None = None,
     ) -> tuple[str, ApiKey]:
         """Make a key.
 
@@ -82,6 +97,7 @@ class KeyStore:
             name: What it is for.
             scopes: What it allows.
             days: After which it ends; None means never.
+            rate: How often its holder may ask, whatever the server says of others.
 
         Returns:
             The key, which can never be had again, and what is kept of it.
@@ -93,11 +109,16 @@ class KeyStore:
             raise ServeError(f"A key must live for more than 0 days; got {days}. Try 90.")
         now = self._clock()
         expires = None if days is None else now + days * 86400
-        key = ApiKey(secrets.token_hex(6), name, check_scopes(scopes), now, expires)
+        key = ApiKey(secrets.token_hex(6), name, check_scopes(scopes), now, expires, rate=rate)
         secret = secrets.token_urlsafe(32)
-        row = (key.id, name, _hash(secret), json.dumps(sorted(key.scopes)), now, expires)
+        limits = (None, None) if rate is None else (rate.per_s, rate.burst)
+        row = (key.id, name, _hash(secret), json.dumps(sorted(key.scopes)), now, expires, *limits)
         with closing(self._open()) as database, transaction(database):
-            database.execute("INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, NULL)", row)
+            database.execute(
+                "INSERT INTO keys (id, name, hash, scopes, created, expires, rate, burst)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                row,
+            )
         return f"{PREFIX}{key.id}_{secret}", key
 
     def all(self) -> list[ApiKey]:
@@ -150,7 +171,7 @@ class KeyRing:
         is_same = hmac.compare_digest(_hash(secret), kept)
         if key is None or not is_same or not key.is_valid(now):
             return None
-        return Principal(key.name, key.scopes)
+        return Principal(key.name, key.scopes, key.id, key.rate)
 
     def close(self) -> None:
         """Close the file."""
@@ -166,12 +187,16 @@ class KeyRing:
 def read_keys(database: sqlite3.Connection) -> dict[str, tuple[ApiKey, bytes]]:
     """Return every key with its hash by id, the oldest first."""
     rows = database.execute(
-        "SELECT id, name, scopes, created, expires, revoked, hash FROM keys ORDER BY created"
+        "SELECT id, name, scopes, created, expires, revoked, rate, burst, hash FROM keys"
+        " ORDER BY created"
     )
-    return {
-        row[0]: (ApiKey(row[0], row[1], frozenset(json.loads(row[2])), *row[3:6]), row[6])
-        for row in rows
-    }
+    return {row[0]: (_key(row), row[-1]) for row in rows}
+
+
+def _key(row: tuple[Any, ...]) -> ApiKey:  # of the query above
+    id, name, scopes, created, expires, revoked, per_s, burst, _hash_of_it = row
+    rate = None if per_s is None else Rate(per_s, burst)
+    return ApiKey(id, name, frozenset(json.loads(scopes)), created, expires, revoked, rate)
 
 
 def _hash(secret: str) -> bytes:

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ingot.core.errors import ServeError
+from ingot.serve.endpoint import Rate
 
 _SCOPE = re.compile(r"\*|metrics|(infer|read):(\*|[A-Za-z0-9][\w.-]*\*?)")
 
@@ -16,10 +17,14 @@ class Principal:
     Attributes:
         name: Name of the key, or subject of the token.
         scopes: What it is allowed.
+        id: What tells it from others of its name.
+        rate: How often it may ask; None for what the server says.
     """
 
     name: str
     scopes: frozenset[str]
+    id: str = field(default="", compare=False)
+    rate: Rate | None = field(default=None, compare=False)
 
     def may(self, action: str, model: str = "") -> bool:
         """Say whether it may do something.

@@ -80,7 +80,7 @@ class TokenVerifier:
             )
         except (self._jwt.PyJWTError, ValueError, TypeError):
             return None
-        caller = Principal(str(claims["sub"]), _scopes(claims))
+        caller = Principal(str(claims["sub"]), _scopes(claims), f"{claims['iss']} {claims['sub']}")
         if len(self._kept) >= _MOST_KEPT:
             self._kept.clear()
         self._kept[token] = caller, min(float(claims["exp"]), now + _REFRESH_S)

@@ -2,17 +2,15 @@
 
 import logging
 import os
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from ingot.core.errors import IngotError, ServeError
 from ingot.serve.batch.work import Done, Part, Work, Worker
-
-if TYPE_CHECKING:
-    from multiprocessing.context import ForkServerProcess
+from ingot.serve.workers.child import Child
+from ingot.serve.workers.nursery import Nursery, libraries_of
 
 TRIES = 3
 log = logging.getLogger(__name__)
@@ -74,16 +72,13 @@ def answer_in_processes(
 class _Seat:
     """One process and the part it is at."""
 
-    process: "ForkServerProcess"
-    pipe: "Connection"
+    child: Child
     part: Part | None = None
 
 
 class _Pool:
     def __init__(self, work: Work, opener: Opener) -> None:
-        from multiprocessing import get_context
-
-        self._context = get_context("forkserver")
+        self._nursery = Nursery([__name__, *libraries_of({work.config.engine})])
         self._work, self._opener = work, opener
         self._seats: list[_Seat] = []
         self._again: list[Part] = []
@@ -97,8 +92,8 @@ class _Pool:
             busy = [seat for seat in self._seats if seat.part is not None]
             if not busy:
                 break
-            ready = wait([seat.pipe for seat in busy])
-            for seat in (seat for seat in busy if seat.pipe in ready):
+            ready = wait([seat.child.link for seat in busy])
+            for seat in (seat for seat in busy if seat.child.link in ready):
                 part, seat.part = seat.part, None
                 assert part is not None
                 found = self._take(seat)
@@ -114,10 +109,10 @@ class _Pool:
 
     def stop(self) -> None:
         for seat in self._seats:
-            seat.pipe.close()
-            seat.process.terminate()
-        for seat in self._seats:
-            seat.process.join()
+            seat.child.link.close()  # at which one that is idle ends by itself
+            if seat.part is not None:
+                seat.child.kill()
+        self._nursery.close()
 
     def _idle(self, processes: int) -> _Seat | bool:
         """Return an idle process, or whether one more may be started."""
@@ -137,32 +132,25 @@ class _Pool:
             return None
 
     def _start(self) -> _Seat:
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(
-            target=_serve, args=(theirs, self._work, self._opener), daemon=True
-        )
-        process.start()
-        theirs.close()
-        seat = _Seat(process, ours)
+        seat = _Seat(Child(self._nursery, serve_parts, self._work, self._opener))
         self._seats.append(seat)
         return seat
 
     def _give(self, seat: _Seat, part: Part) -> None:
         seat.part = part
         try:
-            seat.pipe.send(part)
-        except OSError:  # it is dead: its pipe is closed, which `wait` reports like an answer
-            log.debug("process %s is gone before its part", seat.process.pid)
+            seat.child.link.send(part)
+        except OSError:  # it is dead: its link is closed, which `wait` reports like an answer
+            log.debug("process %s is gone before its part", seat.child.pid)
 
     def _take(self, seat: _Seat) -> object:
         """Return what a process sends, or None if it died, and is replaced when it is needed."""
         try:
-            return seat.pipe.recv()
+            return seat.child.link.recv()
         except (EOFError, OSError):
             self._seats.remove(seat)
-            seat.pipe.close()
-            seat.process.join()
-            log.warning("process %s died (%s)", seat.process.pid, seat.process.exitcode)
+            seat.child.link.close()
+            log.warning("process %s died (%s)", seat.child.pid, seat.child.exitcode)
             return None
 
     def _may_try_again(self, part: Part) -> bool:
@@ -179,16 +167,15 @@ class _Pool:
         return False
 
 
-def _serve(pipe: "Connection", work: Work, opener: Opener) -> None:
-    """Answer parts until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides what Ctrl-C means
+def serve_parts(link: Connection, work: Work, opener: Opener) -> None:
+    """Answer parts, in a process of its own, until the link closes."""
     # The tokenizer takes every core unless told; the other processes have theirs
     os.environ.setdefault("RAYON_NUM_THREADS", str(max(1, work.config.threads)))
     worker: Answers | None = None
     while True:
         try:
-            part = pipe.recv()
-        except EOFError:
+            part = link.recv()
+        except (EOFError, OSError):
             return
         try:
             worker = worker or opener(work)
@@ -202,6 +189,6 @@ def _serve(pipe: "Connection", work: Work, opener: Opener) -> None:
                 f"{type(error).__name__}: {error}. Please report this."
             )
         try:
-            pipe.send(found)
+            link.send(found)
         except OSError:  # nobody listens any more
             return

@@ -3,7 +3,16 @@
 from typing import TYPE_CHECKING
 
 from ingot.serve.access.gate import Gate
-from ingot.serve.answers import crash, describe_model, json_answer, problem, refusal
+from ingot.serve.access.rates import RateLimits, address_of
+from ingot.serve.access.scopes import Principal
+from ingot.serve.answers import (
+    crash,
+    describe_model,
+    json_answer,
+    problem,
+    readiness,
+    refusal,
+)
 from ingot.serve.jobs.desk import JobDesk
 from ingot.serve.jobs.metrics import JobMetrics
 from ingot.serve.jobs.openapi import describe_jobs
@@ -24,6 +33,7 @@ def build_jobs_app(
     *,
     gate: Gate | None = None,
     tracer: "Tracer | None" = None,
+    limits: RateLimits | None = None,
 ) -> "Starlette":
     """Return the ASGI application of an endpoint that takes jobs only.
 
@@ -32,6 +42,7 @@ def build_jobs_app(
         metrics: What `/metrics` shows.
         gate: Who may ask; None lets everybody.
         tracer: Makes a span of every request that puts a job; None makes none.
+        limits: How often each caller may; None for any.
     """
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
@@ -44,7 +55,7 @@ def build_jobs_app(
 
         middleware.append(Middleware(TracedPuts, tracer=tracer, model=desk.name))
 
-    pages = _Pages(desk, metrics, gate)
+    pages = _Pages(desk, metrics, gate, limits)
     return Starlette(
         routes=[
             Route("/v2/health/live", pages.live),
@@ -53,7 +64,7 @@ def build_jobs_app(
             Route("/v2/models/{name}/stats", pages.stats),
             Route("/metrics", pages.prometheus),
             Route("/openapi.json", pages.openapi),
-            *job_routes(desk, admit=None if gate is None else pages.admit),
+            *job_routes(desk, admit=pages.admit),
         ],
         middleware=middleware,
         exception_handlers={
@@ -65,27 +76,35 @@ def build_jobs_app(
 
 
 class _Pages:
-    def __init__(self, desk: JobDesk, metrics: JobMetrics, gate: Gate | None) -> None:
-        self._desk, self._metrics, self._gate = desk, metrics, gate
+    def __init__(
+        self, desk: JobDesk, metrics: JobMetrics, gate: Gate | None, limits: RateLimits | None
+    ) -> None:
+        self._desk, self._metrics, self._gate, self._limits = desk, metrics, gate, limits
 
     async def admit(self, request: "Request", action: str = "") -> None:
         """Let the caller pass, or raise: who puts or cancels must be allowed to infer."""
-        if self._gate is None:
-            return
+        caller = None if self._gate is None else await self._identify(self._gate, request, action)
+        if self._limits is not None and not action:
+            self._limits.take(caller, address_of(request.scope["client"]))
+
+    async def _identify(self, gate: Gate, request: "Request", action: str) -> Principal:
         wanted = action or ("read" if request.method in {"GET", "HEAD"} else "infer")
         # a result is what an inference answers, so whoever may only read metadata does not get it
         if request.url.path.endswith("/result"):
             wanted = "infer"
         model = "" if wanted == "metrics" else self._desk.name
-        proof = request.headers.get("authorization", "")
-        request.state.client = (await self._gate.admit(proof, wanted, model)).name
+        caller = await gate.admit(request.headers.get("authorization", ""), wanted, model)
+        request.state.client = caller.name
+        return caller
 
     async def live(self, _request: "Request") -> "Response":
         return json_answer({"live": True})
 
     async def ready(self, _request: "Request") -> "Response":
         ready = self._desk.is_ready() and not self._desk.is_draining
-        return json_answer({"ready": ready}, 200 if ready else 503)
+        # everybody may ask this page, and a reason can name files: who needs a key gets none here
+        reason = self._desk.trouble() if self._gate is None else ""
+        return readiness({}, is_ready=ready, reason=reason)
 
     async def model(self, request: "Request") -> "Response":
         await self.admit(request)
@@ -117,7 +136,7 @@ class _Pages:
 
     async def openapi(self, request: "Request") -> "Response":
         await self.admit(request)
-        return json_answer(describe_jobs(self._desk.name))
+        return json_answer(describe_jobs(self._desk.endpoint))
 
     async def refused(self, request: "Request", error: Exception) -> "Response":
         from starlette.exceptions import HTTPException

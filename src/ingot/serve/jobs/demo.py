@@ -44,11 +44,8 @@ class Shown:
     again: int
 
 
-def show_jobs(*, preload: tuple[str, ...] = ()) -> Shown:
+def show_jobs() -> Shown:
     """Serve a model that doubles numbers from a temporary folder, put jobs, kill an instance.
-
-    Args:
-        preload: More modules that instances find loaded.
 
     Raises:
         MissingExtraError: The extra `serve` is not installed.
@@ -59,7 +56,7 @@ def show_jobs(*, preload: tuple[str, ...] = ()) -> Shown:
         root = Path(folder)
         model = store_model(_doubler(), lineage=Lineage("onnx"), name=_NAME, root=root / "store")
         endpoint = Endpoint(_version(model), model, port=0, drain_s=1.0)
-        with serve_jobs_in_thread(endpoint, AsyncSettings(root / "jobs", preload=preload)) as live:
+        with serve_jobs_in_thread(endpoint, AsyncSettings(root / "jobs")) as live:
             client = JobClient(live.url, _NAME)
             client.wait(client.submit(_request())["job"])
             first_s = time.monotonic() - began

@@ -63,6 +63,7 @@ class JobDesk:
         decisions: The record of scaling.
         wake: Told after jobs were accepted.
         is_ready: Says whether jobs are taken and would be answered.
+        trouble: Says why not; empty if nothing is known.
     """
 
     def __init__(
@@ -74,9 +75,11 @@ class JobDesk:
         *,
         wake: Callable[[], None],
         is_ready: Callable[[], bool],
+        trouble: Callable[[], str] = str,
     ) -> None:
         self.endpoint, self.settings, self.store = endpoint, settings, store
-        self.decisions, self.is_ready, self._wake = decisions, is_ready, wake
+        self.decisions, self.is_ready, self.trouble = decisions, is_ready, trouble
+        self._wake = wake
         self.is_draining = False
         self._waiting: list[_Asked] = []
         self._task: asyncio.Task[None] | None = None

@@ -7,9 +7,11 @@ import queue
 import signal
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import TypeAlias
 
 from ingot.core.digest import digest_bytes
 from ingot.core.errors import EngineError, IngotError
@@ -22,6 +24,7 @@ from ingot.serve.jobs.settings import AsyncSettings
 from ingot.serve.jobs.store import JobStore
 from ingot.serve.problems import RequestError
 from ingot.serve.warmup import warm_up
+from ingot.serve.workers.nursery import libraries_of
 
 log = logging.getLogger(__name__)
 
@@ -49,18 +52,24 @@ class _Ended:
     error: Exception | None = None
 
 
-def run_instance(endpoint: Endpoint, settings: AsyncSettings, owner: str, link: Connection) -> None:
+Link = Connection  # to the supervisor: words go both ways
+Inbox: TypeAlias = "queue.SimpleQueue[str | _Ended]"
+
+
+def run_instance(link: Link, endpoint: Endpoint, settings: AsyncSettings, owner: str) -> None:
     """Work through jobs until told to stop, or until whoever started this process is gone.
 
     Args:
-        endpoint: What is served.
-        settings: How.
-        owner: Name of this process in the store, never used by another.
         link: To the supervisor, which sends `WORK` and `STOP`; it gets `READY` after a real
             inference, `IDLE` when it could do more than there is, and `FAILED` with the reason if
             the model does not open.
+        endpoint: What is served.
+        settings: How.
+        owner: Name of this process in the store, never used by another.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the supervisor
+    inbox: Inbox = queue.SimpleQueue()
+    is_open = threading.Event()
+    threading.Thread(target=listen, args=(link, inbox, is_open), daemon=True).start()
     with contextlib.ExitStack() as stack:
         try:
             session = settings.open_session(endpoint)
@@ -68,6 +77,7 @@ def run_instance(endpoint: Endpoint, settings: AsyncSettings, owner: str, link: 
         except IngotError as error:  # the supervisor tells it to whoever started the endpoint
             link.send(f"{FAILED}{error}")
             return
+        is_open.set()
         ends = Ends(endpoint)
         stack.callback(ends.close)
         store = stack.enter_context(
@@ -76,11 +86,30 @@ def run_instance(endpoint: Endpoint, settings: AsyncSettings, owner: str, link: 
         pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="ingot-job")
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
         worker = Worker(endpoint, session, settings)
-        loop = _Loop(worker, store, pool, ends, owner=owner, link=link)
+        loop = _Loop(worker, store, pool, ends, owner=owner, tell=link.send, inbox=inbox)
         # who stops a whole group of processes wants each to finish what it holds
         signal.signal(signal.SIGTERM, lambda _number, _frame: loop.stop())
         loop.tell(READY)
         loop.run()
+
+
+def listen(link: Link, inbox: "Inbox", is_open: threading.Event) -> None:
+    """Pass on what the supervisor says; when it is gone, finish what is in hand and leave.
+
+    Args:
+        link: To the supervisor.
+        inbox: Where its words go.
+        is_open: Set once the model is loaded. Nobody waits for one that is still loading, and
+            loading cannot be interrupted, so the process ends at once.
+    """
+    while True:
+        try:
+            inbox.put(link.recv())
+        except (EOFError, OSError):
+            if not is_open.is_set():
+                os._exit(0)
+            inbox.put(STOP)
+            return
 
 
 class _Loop:
@@ -98,17 +127,16 @@ class _Loop:
         ends: Ends,
         *,
         owner: str,
-        link: Connection,
+        tell: Callable[[str], None],
+        inbox: "Inbox",
     ) -> None:
         self._worker, self._store, self._pool, self._ends = worker, store, pool, ends
-        self._owner, self._link = owner, link
+        self._owner, self._tell, self._inbox = owner, tell, inbox
         self._settings, self._endpoint = worker.settings, worker.endpoint
         self._runs: dict[str, _Run] = {}
-        self._inbox: queue.SimpleQueue[str | _Ended] = queue.SimpleQueue()
         self._is_stopping = False
         self._is_idle = False
         self._next_beat = 0.0
-        threading.Thread(target=self._listen, name="ingot-link", daemon=True).start()
 
     def run(self) -> None:
         """Return when told to stop and nothing is in hand."""
@@ -124,15 +152,7 @@ class _Loop:
     def tell(self, message: str) -> None:
         """Send a word to the supervisor, if it is still there."""
         with contextlib.suppress(OSError):
-            self._link.send(message)
-
-    def _listen(self) -> None:
-        while True:
-            try:
-                self._inbox.put(self._link.recv())
-            except (EOFError, OSError):  # the supervisor is gone: finish and leave
-                self._inbox.put(STOP)
-                return
+            self._tell(message)
 
     def _claim(self) -> None:
         free = self._settings.concurrency - len(self._runs)
@@ -266,10 +286,8 @@ def explain(error: Exception) -> tuple[int, str, bool]:
     return 500, "The attempt failed inside the server. Its log says why.", True
 
 
-def preload_names(endpoint: Endpoint, settings: AsyncSettings) -> list[str]:
+def modules_of(endpoint: Endpoint, settings: AsyncSettings) -> list[str]:
     """Return the modules that a process is to have loaded before it becomes an instance."""
-    libraries = {"onnxruntime": "onnxruntime", "openvino": "openvino", "native": "ingot_native"}
-    engine = libraries.get(endpoint.version.config.engine)
-    late = [engine] if engine else []
+    late = libraries_of({endpoint.version.config.engine})
     late += ["psycopg", "ingot.serve.jobs.postgres_store"] if settings.database else []
-    return [__name__, "ingot.runtime.engines", *late, *settings.preload]
+    return [__name__, "ingot.runtime.engines", settings.opener_module, *late]

@@ -12,59 +12,33 @@ from ingot.serve.jobs.clock import Clock
 from ingot.serve.jobs.job import Job, RetryPolicy, StoreError
 from ingot.serve.jobs.moves import Moves
 from ingot.serve.jobs.table_store import TableJobStore
+from ingot.serve.jobs.tables import FORMAT, Dialect, carry_over
 
-FORMAT = 2
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,50}")
 _CONNECT_S = 10
 
-# The tables of sqlite_schema.py in PostgreSQL's words; what they mean is said there.
-_TABLES = (
-    """CREATE TABLE jobs (
-        seq bigserial PRIMARY KEY, id text NOT NULL UNIQUE, endpoint text NOT NULL,
-        state text NOT NULL, due float8 NOT NULL, expires float8 NOT NULL,
-        idempotency_key text, request text NOT NULL, output text NOT NULL,
-        input_uri text NOT NULL, caller_id text NOT NULL, ttl_s float8 NOT NULL,
-        timeout_s float8 NOT NULL, created float8 NOT NULL, started float8 NOT NULL DEFAULT 0,
-        ended float8 NOT NULL DEFAULT 0, owner text NOT NULL DEFAULT '',
-        attempt int NOT NULL DEFAULT 0, failures int NOT NULL DEFAULT 0,
-        lapses int NOT NULL DEFAULT 0, error text NOT NULL DEFAULT '',
-        result_bytes bigint NOT NULL DEFAULT 0, note text NOT NULL DEFAULT '',
-        notify text NOT NULL DEFAULT '', notice text NOT NULL DEFAULT '',
-        notice_due float8 NOT NULL DEFAULT 0, notice_tries int NOT NULL DEFAULT 0,
-        origin text NOT NULL DEFAULT '')""",
-    """CREATE TABLE bodies (seq bigint PRIMARY KEY REFERENCES jobs ON DELETE CASCADE,
-        body bytea NOT NULL)""",
-    """CREATE TABLE counts (endpoint text NOT NULL, state text NOT NULL, n bigint NOT NULL,
-        bytes bigint NOT NULL, PRIMARY KEY (endpoint, state))""",
-    "CREATE TABLE machine (boot text NOT NULL, steady float8 NOT NULL)",
-    "CREATE INDEX jobs_by_state ON jobs (endpoint, state, due, seq)",
-    """CREATE UNIQUE INDEX jobs_by_key ON jobs (endpoint, idempotency_key)
-        WHERE idempotency_key IS NOT NULL""",
-    "CREATE INDEX jobs_by_ttl ON jobs (endpoint, expires) WHERE state = 'queued'",
-    "CREATE INDEX jobs_by_owner ON jobs (owner) WHERE state = 'running'",
-    "CREATE INDEX jobs_to_tell ON jobs (notice_due) WHERE notice = 'pending'",
-    """CREATE FUNCTION count_job() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        IF TG_OP <> 'INSERT' THEN
-            UPDATE counts SET n = n - 1, bytes = bytes - old.result_bytes
-            WHERE endpoint = old.endpoint AND state = old.state;
-        END IF;
-        IF TG_OP <> 'DELETE' THEN
-            INSERT INTO counts VALUES (new.endpoint, new.state, 1, new.result_bytes)
-            ON CONFLICT (endpoint, state)
-            DO UPDATE SET n = counts.n + 1, bytes = counts.bytes + excluded.bytes;
-        END IF;
+POSTGRES = Dialect(
+    number="bigserial PRIMARY KEY",
+    job="bigint PRIMARY KEY REFERENCES jobs ON DELETE CASCADE",
+    text="text",
+    real="float8",
+    int="int",
+    long="bigint",
+    bytes="bytea",
+    most="greatest",
+    least="least",
+    triggers=(
+        """CREATE FUNCTION count_job() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        IF TG_OP <> 'INSERT' THEN {leave} END IF;
+        IF TG_OP <> 'DELETE' THEN {enter} END IF;
         RETURN NULL; END $$""",
-    """CREATE TRIGGER jobs_io AFTER INSERT OR DELETE ON jobs FOR EACH ROW
+        """CREATE TRIGGER jobs_io AFTER INSERT OR DELETE ON jobs FOR EACH ROW
         EXECUTE FUNCTION count_job()""",
-    """CREATE TRIGGER jobs_on AFTER UPDATE OF state ON jobs FOR EACH ROW
+        """CREATE TRIGGER jobs_on AFTER UPDATE OF state ON jobs FOR EACH ROW
         WHEN (old.state <> new.state) EXECUTE FUNCTION count_job()""",
-    "CREATE TABLE format (version int NOT NULL)",
+        "CREATE TABLE format (version int NOT NULL)",
+    ),
 )
-_CARRY_OVER = """UPDATE jobs SET
-    due = CASE WHEN state IN ('queued', 'running') THEN %(steady)s
-        ELSE %(steady)s - greatest(0, %(wall)s - ended) END,
-    expires = %(steady)s + greatest(0, least(ttl_s, created + ttl_s - %(wall)s)),
-    notice_due = %(steady)s"""
 
 
 class PostgresJobStore(TableJobStore):
@@ -113,7 +87,7 @@ class PostgresJobStore(TableJobStore):
             )
             with self._write():
                 _make_tables(self._link)
-                _carry_over(self._link, self._clock)
+                carry_over(self._link, POSTGRES, self._clock)
         except BaseException:
             self._link.close()
             raise
@@ -200,7 +174,7 @@ class _Link:
 def _make_tables(link: _Link) -> None:
     link.run(f"CREATE SCHEMA IF NOT EXISTS {link.schema}")
     if link.run("SELECT to_regclass('format')").fetchone()[0] is None:
-        for statement in _TABLES:
+        for statement in POSTGRES.statements():
             link.run(statement)
         link.execute("INSERT INTO format VALUES (?)", (FORMAT,))
     (found,) = link.run("SELECT version FROM format").fetchone()
@@ -213,13 +187,3 @@ def _make_tables(link: _Link) -> None:
             f"A job store must have format {FORMAT}; this one has {found}. "
             "Use the version of Ingot that wrote it, or another schema."
         )
-
-
-def _carry_over(link: _Link, clock: Clock) -> None:
-    """Turn deadlines of another clock into this one's; see `sqlite_schema`."""
-    row = link.run("SELECT boot FROM machine").fetchone()
-    if row is None or row[0] != clock.boot:
-        steady = clock.steady()
-        link.run(_CARRY_OVER, {"steady": steady, "wall": clock.wall()})
-        link.run("DELETE FROM machine")
-        link.execute("INSERT INTO machine VALUES (?, ?)", (clock.boot, steady))

@@ -118,7 +118,7 @@ def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> Running
     from ingot.serve.jobs.desk import JobDesk
     from ingot.serve.jobs.metrics import JobMetrics
     from ingot.serve.metrics import Metrics
-    from ingot.serve.server import check_endpoints, open_gate, open_tracer
+    from ingot.serve.server import check_endpoints, open_gate, open_limits, open_tracer
     from ingot.serve.web import Server
     from ingot.serve.workers.workforce import Workforce
 
@@ -146,12 +146,13 @@ def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> Running
         desk = JobDesk(
             endpoint, settings, store, decisions,
             wake=supervisor.wake, is_ready=lambda: supervisor.is_ready,
+            trouble=lambda: supervisor.trouble,
         )  # fmt: skip
         stack.callback(desk.close)
         metrics = JobMetrics(desk.name, store, instances=lambda: supervisor.instances)
         gate = open_gate(endpoint, stack)
-        tracer = open_tracer(endpoint, stack)
-        app = build_jobs_app(desk, metrics, gate=gate, tracer=tracer)
+        tracer, limits = open_tracer(endpoint, stack), open_limits(endpoint)
+        app = build_jobs_app(desk, metrics, gate=gate, limits=limits, tracer=tracer)
         # no worker of its own: instances answer, and the supervisor has them
         server = Server(app, endpoint, Workforce([], Metrics()))
         thread = start(server, listener)

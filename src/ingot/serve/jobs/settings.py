@@ -42,8 +42,8 @@ class AsyncSettings:
         max_json_bytes: Largest input by URI that is read whole; larger ones must be JSON lines.
         max_line_bytes: Longest line of JSON lines.
         notify_networks: Names and networks (CIDR) beyond the public ones that may be notified.
-        open_session: Opens the model in an instance; a function of a module.
-        preload: More modules that instances find loaded.
+        open_session: Opens the model in an instance; a function of a module, which instances find
+            imported. It must not be the script that is run, which instances do not run again.
     """
 
     folder: Path
@@ -62,14 +62,19 @@ class AsyncSettings:
     max_line_bytes: int = 4 * 1024**2
     notify_networks: tuple[str, ...] = ()
     open_session: Callable[[Endpoint], Session] = open_endpoint
-    preload: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse figures that cannot work; roots become comparable.
 
         Raises:
-            ServeError: A figure is out of range, or a root of no kind that jobs can use.
+            ServeError: A figure is out of range, a root of no kind that jobs can use, or
+                `open_session` cannot be found by its name.
         """
+        if self.opener_module == "__main__":
+            raise ServeError(
+                "open_session must be a function of a module; got one of the script that is run, "
+                "which instances do not run again. Move it to a file of its own and import it."
+            )
         if self.concurrency < 1 or not 0.2 <= self.lease_s <= MAX_TIMEOUT_S:
             raise ServeError(
                 "An instance must run at least 1 job at once under leases of 0.2 to 3600 s; got "
@@ -78,6 +83,13 @@ class AsyncSettings:
         object.__setattr__(self, "roots", tuple(check_root(root) for root in self.roots))
         output = check_root(self.output or str(self.folder.absolute() / "results"))
         object.__setattr__(self, "output", output)
+
+    @property
+    def opener_module(self) -> str:
+        """Name of the module that `open_session` is of; it may be wrapped in a partial."""
+        opener = self.open_session
+        found: str = getattr(getattr(opener, "func", opener), "__module__", __name__)
+        return found
 
     @property
     def staging(self) -> Path:

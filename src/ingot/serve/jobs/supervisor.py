@@ -9,15 +9,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
-from typing import Any
 
 from ingot.core.errors import IngotError, ServeError
 from ingot.serve.endpoint import Endpoint
 from ingot.serve.jobs.decisions import DecisionLog
-from ingot.serve.jobs.instance import FAILED, IDLE, READY, STOP, WORK, preload_names, run_instance
+from ingot.serve.jobs.instance import FAILED, IDLE, READY, STOP, WORK, modules_of, run_instance
+from ingot.serve.jobs.job import MAX_TIMEOUT_S
 from ingot.serve.jobs.settings import AsyncSettings
 from ingot.serve.jobs.store import JobStore, backlog
+from ingot.serve.workers.child import Child
+from ingot.serve.workers.nursery import Nursery
 from ingot.twin.policy import Decision, Memory, Seen
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 _PERIOD_S = 0.9  # a second is promised, and a busy machine may be a little late
 _LOOK_S = 0.05  # at zero instances, how soon a job put by another program is seen
 _LOOK_AGAIN_S = 0.01
-_START_S = 300.0  # an instance that is not ready by then is ended
+_KILLED_S = 5.0  # what the kernel may take to end a process that was killed
 _LONGEST_BACK_OFF_S = 30.0
 _FAILED_STARTS = 3  # after so many in a row the endpoint says that it is not ready
 
@@ -33,11 +34,11 @@ _FAILED_STARTS = 3  # after so many in a row the endpoint says that it is not re
 @dataclass(slots=True)
 class _Instance:
     owner: str
-    process: BaseProcess
-    link: Connection
+    child: Child
     started: float
     is_ready: bool = False
     is_idle: bool = False  # has told that it could do more than there is
+    is_gone: bool = False  # its link has ended, and so has it
 
 
 class Supervisor:
@@ -71,10 +72,10 @@ class Supervisor:
         self._leaving: list[_Instance] = []
         self._failed_starts, self._start_after = 0, 0.0
         self._was_ready = False
-        self._failure = ""
+        self._failure = self._trouble = ""
         self._tick, self._look_again = 0.0, math.inf
-        self._context: Any = multiprocessing.get_context("forkserver")  # its Process is its own
-        self._context.set_forkserver_preload(preload_names(endpoint, settings))
+        # an instance whose supervisor was killed still finishes what it holds
+        self._nursery = Nursery(modules_of(endpoint, settings), grace_s=2 * MAX_TIMEOUT_S)
         self._ear, self._mouth = multiprocessing.Pipe(duplex=False)
         self._is_woken = False
         self._is_stopping = False
@@ -88,12 +89,17 @@ class Supervisor:
     @property
     def pids(self) -> list[int]:
         """Process ids of all instances, those that are leaving included."""
-        return [i.process.pid or 0 for i in (*self._active, *self._leaving)]
+        return [i.child.pid for i in (*self._active, *self._leaving)]
 
     @property
     def is_ready(self) -> bool:
         """Whether an instance has answered a real inference, and starts do not keep failing."""
         return self._was_ready and self._failed_starts < _FAILED_STARTS and not self._is_stopping
+
+    @property
+    def trouble(self) -> str:
+        """Why the latest instance that ended before it was ready did; empty if one was since."""
+        return self._trouble
 
     def start(self) -> None:
         """Start, with one instance that must answer a real inference before this returns.
@@ -103,8 +109,9 @@ class Supervisor:
         """
         self._start_one()
         probe = self._active[0]
-        heard = wait([probe.link, probe.process.sentinel], timeout=_START_S)
-        message = self._hear(probe) if probe.link in heard else ""
+        limit_s = self._endpoint.load_timeout_s
+        is_heard = probe.child.link.poll(limit_s)
+        message = self._hear(probe) if is_heard else f"nothing within {limit_s:g} s"
         if message != READY:
             self._end_all(0.0)
             reason = message.removeprefix(FAILED) or "no answer; the log says why"
@@ -146,16 +153,16 @@ class Supervisor:
                 time.sleep(_LOOK_S)
 
     def _must_wake(self) -> bool:
-        return not self._active and bool(self._backlog()) and self._clock() >= self._start_after
+        if self._active or self._clock() < self._start_after:
+            return False
+        # while starts fail no job is accepted, so without a try now and then that would never end
+        return self._failed_starts >= _FAILED_STARTS or bool(self._backlog())
 
     def _listen(self) -> bool:
         """Wait for a word or the next decision; return whether an instance has ended."""
         pause = max(0.0, min(self._tick, self._look_again) - self._clock())
-        known = {i.link: i for i in (*self._active, *self._leaving)}
-        sentinels = [i.process.sentinel for i in known.values()]
-        heard = wait(
-            [self._ear, *known, *sentinels], timeout=pause if known else min(pause, _LOOK_S)
-        )
+        known = {i.child.link: i for i in (*self._active, *self._leaving)}
+        heard = wait([self._ear, *known], timeout=pause if known else min(pause, _LOOK_S))
         if self._ear in heard:
             self._is_woken = False  # before the word is taken: one said meanwhile is heard again
             self._ear.recv_bytes()
@@ -169,16 +176,17 @@ class Supervisor:
             self._look_again = math.inf
             if self._store.next_due_s(self._name) == 0.0:
                 self._hint()
-        return any(sentinel in heard for sentinel in sentinels)
+        return any(instance.is_gone for instance in known.values())
 
     def _hear(self, instance: _Instance) -> str:
         try:
-            message = str(instance.link.recv())
+            message = str(instance.child.link.recv())
         except (EOFError, OSError):
+            instance.is_gone = True
             return ""
         if message == READY:
             instance.is_ready = self._was_ready = True
-            self._failed_starts = 0
+            self._failed_starts, self._trouble = 0, ""
         elif message == IDLE:
             instance.is_idle = True
             self._look_again = self._clock() + _LOOK_AGAIN_S
@@ -204,7 +212,10 @@ class Supervisor:
         self._apply(decision)
 
     def _apply(self, decision: Decision) -> None:
-        while len(self._active) < decision.instances and self._clock() >= self._start_after:
+        wanted = decision.instances
+        if self._failed_starts >= _FAILED_STARTS:
+            wanted = max(1, wanted)  # see `_must_wake`
+        while len(self._active) < wanted and self._clock() >= self._start_after:
             self._start_one()
         while len(self._active) > decision.instances:
             # the youngest idle one first: it has least to lose
@@ -215,28 +226,20 @@ class Supervisor:
 
     def _start_one(self) -> None:
         owner = f"{os.getpid()}-{os.urandom(8).hex()}"
-        ours, theirs = multiprocessing.Pipe()
-        process = self._context.Process(
-            target=run_instance,
-            args=(self._endpoint, self._settings, owner, theirs),
-            name=f"ingot-{self._name}",
-            daemon=True,
-        )
-        try:
-            process.start()
-        finally:
-            theirs.close()
-        self._active.append(_Instance(owner, process, ours, self._clock()))
+        child = Child(self._nursery, run_instance, self._endpoint, self._settings, owner)
+        self._active.append(_Instance(owner, child, self._clock()))
 
     def _bury(self) -> None:
-        for instance in self._active:
-            if not instance.is_ready and self._clock() > instance.started + _START_S:
-                instance.process.kill()
+        limit_s = self._endpoint.load_timeout_s
+        for instance in (*self._active, *self._leaving):
+            if not instance.is_ready and self._clock() > instance.started + limit_s:
+                self._failure = f"{FAILED}it answered no inference within {limit_s:g} s"
+                instance.child.kill()
         for group in (self._active, self._leaving):
-            for instance in [i for i in group if not i.process.is_alive()]:
+            for instance in [i for i in group if i.is_gone]:
                 before = len(self._active)
                 group.remove(instance)
-                instance.link.close()
+                instance.child.link.close()
                 held = self._store.lapse(instance.owner)
                 if group is self._active:
                     self._note_death(instance, before, held)
@@ -244,13 +247,14 @@ class Supervisor:
                     log.warning("an instance that was leaving died with %d jobs", held)
 
     def _note_death(self, instance: _Instance, before: int, held: int) -> None:
-        code = instance.process.exitcode
+        code = instance.child.exitcode
         when = f"with {held} jobs in hand" if instance.is_ready else "before it was ready"
         reason = f"an instance ended by itself {when} (exit {code}) {self._failure}".rstrip()
         log.error("%s: %s", self._name, reason)
         self._decisions.died(self._name, before=before, backlog=self._backlog(), reason=reason)
         self._failure = ""
         if not instance.is_ready:
+            self._trouble = reason
             self._failed_starts += 1
             pause = min(_LONGEST_BACK_OFF_S, 0.5 * 2.0**self._failed_starts)
             self._start_after = self._clock() + pause
@@ -263,21 +267,31 @@ class Supervisor:
         for instance in everyone:
             _send(instance, STOP)
         until = self._clock() + drain_s
+        self._see_gone(everyone, until)
         for instance in everyone:
-            instance.process.join(max(0.0, until - self._clock()))
-            if instance.process.is_alive():
-                instance.process.kill()
-                instance.process.join()
+            if not instance.is_gone:
+                instance.child.kill()
+        self._see_gone(everyone, self._clock() + _KILLED_S)
+        for instance in everyone:
             try:
                 self._store.lapse(instance.owner, blame=False)
             except IngotError as error:  # its leases run out by themselves
                 log.error("%s", error)
-            instance.link.close()
+            instance.child.link.close()
         self._active, self._leaving = [], []
+        self._nursery.close()
+
+    def _see_gone(self, instances: list[_Instance], until: float) -> None:
+        while waiting := {i.child.link: i for i in instances if not i.is_gone}:
+            heard = wait(list(waiting), timeout=max(0.0, until - self._clock()))
+            if not heard:
+                return
+            for link in heard:
+                self._hear(waiting[link])  # type: ignore[index] # these are all it was given
 
 
 def _send(instance: _Instance, message: str) -> None:
     try:
-        instance.link.send(message)
+        instance.child.link.send(message)
     except OSError:
         log.info("an instance is gone before it could be told to %s", message)

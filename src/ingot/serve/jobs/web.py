@@ -3,13 +3,14 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from ingot.core.names import suggest
-from ingot.serve.answers import json_answer, problem
+from ingot.serve.answers import json_answer, problem, refusal
 from ingot.serve.jobs.desk import JobDesk
 from ingot.serve.jobs.job import MAX_INLINE_BYTES, Job, JobState, QuotaError, StoreError
+from ingot.serve.jobs.openapi import MOST_DECISIONS, MOST_LISTED
 from ingot.serve.jobs.origin import read_origin
 from ingot.serve.jobs.places import read_result
 from ingot.serve.jobs.status import job_path, show_job, show_new
@@ -25,10 +26,13 @@ log = logging.getLogger(__name__)
 _LOOK_S = 0.05  # how often a followed job is looked at
 _COMMENT_S = 15.0  # how often a silent event stream says that it lives
 _BODY_S = 30.0  # a caller that sends a request byte by byte does not hold a connection for ever
-_MOST_LISTED = 1000
 _NOT_KEPT = (
     "A job must be kept on disk before it is accepted; it could not be. Nothing was accepted; "
     "ask again later."
+)
+_NOT_READ = (
+    "Jobs must be read from, or changed on, the disk or server that keeps them; they could not be. "
+    "What was accepted is safe; ask again later."
 )
 Page = Callable[["Request"], Awaitable["Response"]]
 Admit = Callable[["Request"], Awaitable[object]]
@@ -47,22 +51,21 @@ def job_routes(desk: JobDesk, *, admit: Admit | None = None) -> "list[BaseRoute]
 
     pages = _Pages(desk)
     jobs = "/v2/models/{name}/jobs"
+    # one route for all methods of a path, so that a refusal of another one can name them all
     return [
-        Route(path, _guarded(desk, page, admit), methods=[method])
-        for method, path, page in (
-            ("POST", jobs, pages.submit),
-            ("GET", jobs, pages.listing),
-            ("GET", jobs + "/{job}", pages.status),
-            ("DELETE", jobs + "/{job}", pages.cancel),
-            ("GET", jobs + "/{job}/result", pages.result),
-            ("GET", jobs + "/{job}/events", pages.events),
-            ("GET", "/v2/models/{name}/scaling", pages.scaling),
+        Route(path, _guarded(desk, by_method, admit), methods=list(by_method))
+        for path, by_method in (
+            (jobs, {"POST": pages.submit, "GET": pages.listing}),
+            (jobs + "/{job}", {"GET": pages.status, "DELETE": pages.cancel}),
+            (jobs + "/{job}/result", {"GET": pages.result}),
+            (jobs + "/{job}/events", {"GET": pages.events}),
+            ("/v2/models/{name}/scaling", {"GET": pages.scaling}),
         )
     ]
 
 
-def _guarded(desk: JobDesk, page: Page, admit: Admit | None) -> Page:
-    """Return the page with every refusal as a problem document."""
+def _guarded(desk: JobDesk, by_method: Mapping[str, Page], admit: Admit | None) -> Page:
+    """Return the pages of a path as one, with every refusal as a problem document."""
 
     async def answer(request: "Request") -> "Response":
         try:
@@ -72,14 +75,17 @@ def _guarded(desk: JobDesk, page: Page, admit: Admit | None) -> Page:
             if name != desk.name:
                 words = f"No model is named {name!r} here. {suggest(name, [desk.name])}"
                 return problem(404, words)
-            return await page(request)
+            method = "GET" if request.method == "HEAD" else request.method
+            return await by_method[method](request)
         except RequestError as error:
-            return problem(error.status, str(error))
+            return await refusal(request, error)
         except QuotaError as error:
             return problem(429, str(error), {"retry-after": "5"})
         except StoreError as error:
             log.error("%s %s: %s", request.method, request.url.path, error)
-            return problem(507, _NOT_KEPT, {"retry-after": "30"})
+            if request.method == "POST":
+                return problem(507, _NOT_KEPT, {"retry-after": "30"})
+            return problem(503, _NOT_READ, {"retry-after": "30"})
 
     return answer
 
@@ -121,7 +127,7 @@ class _Pages:
         if state is not None and state not in {s.value for s in JobState}:
             names = suggest(state, [s.value for s in JobState])
             raise RequestError(f"No job is ever {state[:40]!r}. {names}")
-        limit = _number(query.get("limit", "100"), "limit", _MOST_LISTED)
+        limit = _number(query.get("limit", "100"), "limit", MOST_LISTED)
         found = await self._desk.ask(
             self._desk.store.jobs,
             self._desk.name,
@@ -182,7 +188,7 @@ class _Pages:
 
     async def scaling(self, request: "Request") -> "Response":
         after = _number(request.query_params.get("after", "0"), "after", 2**62, least=0)
-        limit = _number(request.query_params.get("limit", "1000"), "limit", 10_000)
+        limit = _number(request.query_params.get("limit", "1000"), "limit", MOST_DECISIONS)
         rows = await self._desk.ask(
             self._desk.decisions.read, self._desk.name, after=after, limit=limit
         )

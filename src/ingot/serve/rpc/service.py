@@ -170,6 +170,14 @@ class RpcServer:
         ))  # fmt: skip
         return infer_answer(answer.body, answer.headers)
 
+    def _client(self, context: Any) -> tuple[str, int] | None:
+        """Return the address of a caller, where it counts: ipv4:HOST:PORT or ipv6:[HOST]:PORT."""
+        if self._endpoint.rate is None:
+            return None
+        kind, _, place = unquote(context.peer()).partition(":")
+        host, _, port = place.rpartition(":")
+        return (host.strip("[]"), int(port)) if kind in {"ipv4", "ipv6"} else None
+
     async def _refuse(self, context: Any, answer: _Answer) -> None:
         name = _CODES.get(answer.status, "INTERNAL")
         words = json.loads(answer.body)["detail"]
@@ -193,7 +201,8 @@ class RpcServer:
         scope: dict[str, Any] = {
             "type": "http", "method": method, "path": unquote(path), "raw_path": path.encode(),
             "query_string": b"", "root_path": "", "http_version": "2", "scheme": "http",
-            "server": None, "client": None, "state": {}, "headers": [*passed, *(headers or [])],
+            "server": None, "client": self._client(context), "state": {},
+            "headers": [*passed, *(headers or [])],
         }  # fmt: skip
         answer = _Answer(HTTPStatus.SERVICE_UNAVAILABLE, {}, b"")
 

@@ -1,32 +1,59 @@
-"""The server's hold on the template: forks workers, starts a new template when the old one died."""
+"""The hold on a template: has processes forked, and starts a new template when the old one died."""
 
-import asyncio
 import logging
 import os
+import select
 import signal
 import socket
 import subprocess
+import time
+from collections.abc import Iterable
 from contextlib import suppress
 
-from ingot.serve.workers.template import start_template
-from ingot.serve.workers.wire import FROM_TEMPLATE, PREFIX, Inbox, Start, frame
+from ingot.serve.workers.template import ORDER, REPORT, start_template
 
 log = logging.getLogger(__name__)
 
+# Each imports without starting a thread; see `template`.
+_LIBRARIES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "native": "ingot_native"}
+_MOST_CODES = 256  # of processes whose end nobody asked about
+
+
+def libraries_of(engines: Iterable[str]) -> list[str]:
+    """Return the modules that sessions of some engines need, to be imported ahead.
+
+    Examples:
+        >>> libraries_of({"onnxruntime", "of somebody else"})
+        ['onnxruntime']
+    """
+    return sorted(_LIBRARIES[name] for name in set(engines) & _LIBRARIES.keys())
+
 
 class Nursery:
-    """Where workers come from. Used on one event loop.
+    """Where the processes of one server or batch come from. Used by one thread at a time.
+
+    A process is forked from a template that has imported what it needs and has no threads; it opens
+    sessions itself. It ends with its caller, however that ends: its connection is then closed, at
+    which it ends by itself, or is killed after the grace. It outlives its template.
 
     Args:
-        engines: Names of the engines that the workers will open.
+        modules: What the processes find imported; nothing that starts a thread.
+        grace_s: Seconds that they get to end by themselves once the caller is gone.
     """
 
-    def __init__(self, engines: set[str]) -> None:
-        self._engines = engines
+    def __init__(self, modules: Iterable[str], *, grace_s: float = 2.0) -> None:
+        self._modules, self._grace_s = list(dict.fromkeys(modules)), grace_s
         self._template: tuple[socket.socket, subprocess.Popen[bytes]] | None = None
+        self._codes: dict[int, int] = {}
+        self._held = b""
 
-    def fork(self, start: Start, connection: socket.socket) -> None:
-        """Ask for a worker; it says hello on the other end of the connection, which is taken over.
+    def fork(self, target: str, connection: socket.socket) -> None:
+        """Have a process forked.
+
+        Args:
+            target: `package.module:function` that it calls with the connection as a socket.
+            connection: Its end of a connection, which is taken over: nobody else holds it
+                afterwards, so the other end reads an end of file when the process has ended.
 
         Raises:
             OSError: No template can be started.
@@ -34,50 +61,78 @@ class Nursery:
         with connection:
             if self._template is not None:
                 with suppress(OSError):
-                    self._send(self._template[0], start, connection)
+                    self._send(self._template[0], target, connection)
                     return
-                log.warning("the template of the workers ended; a new one is started")
+                log.warning("the template of the processes ended; a new one is started")
                 self._drop()
-            self._template = start_template(self._engines)
-            channel = self._template[0]
-            asyncio.get_running_loop().add_reader(channel, self._listen, channel, Inbox())
-            self._send(channel, start, connection)
+            self._template = start_template(self._modules, grace_s=self._grace_s)
+            self._send(self._template[0], target, connection)
 
-    async def close(self) -> None:
-        """End the template, and with it every worker that is still there."""
+    def code(self, pid: int, *, patience_s: float = 0.0) -> int | None:
+        """Return how a process ended: its exit code, or minus the number of the signal.
+
+        Args:
+            pid: A process of this nursery.
+            patience_s: How long to wait until it is known.
+
+        Returns:
+            None if it has not ended, or if its template died before it did.
+        """
+        until = time.monotonic() + patience_s
+        while True:
+            self.collect()
+            left_s = until - time.monotonic()
+            if pid in self._codes or self._template is None or left_s <= 0:
+                return self._codes.pop(pid, None)
+            select.select([self._template[0]], [], [], left_s)
+
+    def collect(self) -> None:
+        """Take in what the template reported, and log the ends that nobody wanted."""
+        while self._template is not None:
+            try:
+                piece = self._template[0].recv(65536, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                piece = b""
+            if not piece:
+                self._drop()
+                return
+            self._held += piece
+            whole = len(self._held) - len(self._held) % REPORT.size
+            for pid, status in REPORT.iter_unpack(self._held[:whole]):
+                self._note(pid, os.waitstatus_to_exitcode(status))
+            self._held = self._held[whole:]
+
+    def close(self) -> None:
+        """End the template, and with it every process that is still there after the grace."""
         if self._template is None:
             return
-        _, process = self._template
-        self._drop()
-        await asyncio.to_thread(process.wait)
+        channel, process = self._template
+        with suppress(OSError):  # only our half: what it reports at the end is still read
+            channel.shutdown(socket.SHUT_WR)
+        process.wait()
+        self.collect()
+        if self._template is not None:
+            self._drop()
 
-    def _send(self, channel: socket.socket, start: Start, connection: socket.socket) -> None:
-        message = frame(start)
+    def _send(self, channel: socket.socket, target: str, connection: socket.socket) -> None:
+        name = target.encode()
         # the descriptor travels with the length, which the template reads alone
-        socket.send_fds(channel, [message[: PREFIX.size]], [connection.fileno()])
-        channel.sendall(message[PREFIX.size :])
+        socket.send_fds(channel, [ORDER.pack(len(name))], [connection.fileno()])
+        channel.sendall(name)
 
-    def _listen(self, channel: socket.socket, inbox: Inbox) -> None:
-        try:
-            piece = channel.recv(65536, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return
-        except ConnectionError:
-            piece = b""
-        if not piece:
-            asyncio.get_running_loop().remove_reader(channel)
-            return
-        for body in inbox.feed(piece):
-            ended = FROM_TEMPLATE.decode(body)
-            code = os.waitstatus_to_exitcode(ended.status)
-            if code:
-                how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-                log.warning("worker %d ended by %s", ended.pid, how)
+    def _note(self, pid: int, code: int) -> None:
+        self._codes[pid] = code
+        while len(self._codes) > _MOST_CODES:
+            del self._codes[next(iter(self._codes))]
+        if code:
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            log.warning("process %d ended by %s", pid, how)
 
     def _drop(self) -> None:
         assert self._template is not None
         channel, process = self._template
-        self._template = None
-        asyncio.get_running_loop().remove_reader(channel)
+        self._template, self._held = None, b""
         channel.close()
         process.poll()  # collects what a template that died has left

@@ -23,7 +23,7 @@ from ingot.serve.problems import RequestError, late, refused, stopping
 from ingot.serve.workers.nursery import Nursery
 from ingot.serve.workers.process import Job, Process, connect
 from ingot.serve.workers.wire import Answer, Call, Failure, Ready, frame, pack, unpack
-from ingot.serve.workers.worker import start_of
+from ingot.serve.workers.worker import TARGET, start_of
 
 log = logging.getLogger(__name__)
 
@@ -44,13 +44,15 @@ class Pool:
     Attributes:
         resent: Calls that a dying worker left and another one got.
         restarts: Workers that were started in place of one that ended.
+        trouble: Why the latest worker that ended before it was ready did; empty when one was since.
     """
 
     def __init__(self, endpoint: Endpoint, nursery: Nursery) -> None:
         self._label, self._size = endpoint.version.label, endpoint.workers
         self._timeout_s, self._may_repeat = endpoint.timeout_s, endpoint.is_idempotent
         config = shared_threads(endpoint.version.config, endpoint.workers)
-        self._start, self._streams = start_of(endpoint.model, config), config.streams
+        self._start, self._streams = frame(start_of(endpoint.model, config)), config.streams
+        self._load_timeout_s = endpoint.load_timeout_s
         self._nursery = nursery
         self._processes: list[Process] = []
         self._waiting: deque[Job] = deque()
@@ -61,6 +63,7 @@ class Pool:
         self._spawning: set[asyncio.Task[None]] = set()
         self._first: asyncio.Future[Ready] | None = None
         self.resent = self.restarts = 0
+        self.trouble = ""
 
     @property
     def slots(self) -> int:
@@ -81,9 +84,8 @@ class Pool:
         self._first = asyncio.get_running_loop().create_future()
         for _ in range(self._size):
             await self._spawn()
-        ready = await self._first
         self._watch()
-        return ready
+        return await self._first
 
     async def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Return every output by name.
@@ -120,6 +122,7 @@ class Pool:
     def on_ready(self, process: Process, ready: Ready) -> None:
         """Take a worker into service."""
         log.info("worker %d of %s is ready", process.pid, self._label)
+        self.trouble = ""
         self._dispatch()
         if self._first is not None and not self._first.done() and self.ready == self._size:
             self._first.set_result(ready)
@@ -147,8 +150,11 @@ class Pool:
             self._pass_on(job)
         if self._is_closing:
             return
+        self._nursery.collect()
+        if not process.was_ready:
+            self.trouble = _never_ready(process)
         if self._first is not None and not self._first.done():
-            self._first.set_exception(ServeError(_never_ready(process)))
+            self._first.set_exception(ServeError(self.trouble))
             return
         pause_s = self._pause_s(process)
         log.warning(
@@ -181,7 +187,7 @@ class Pool:
 
     def _pause_s(self, process: Process) -> float:
         lived_s = asyncio.get_running_loop().time() - process.born
-        if process.answered or lived_s > _SETTLED_S:
+        if process.answered or (process.was_ready and lived_s > _SETTLED_S):
             self._failures = 0
             return 0.0
         self._failures += 1
@@ -199,8 +205,12 @@ class Pool:
 
     def _watch(self) -> None:
         self._later(_TICK_S, self._watch)  # first: whatever happens below, the watch goes on
+        self._nursery.collect()
         now = asyncio.get_running_loop().time()
         for process in tuple(self._processes):
+            if not process.was_ready and now - process.born > self._load_timeout_s:
+                self._give_up(process)
+                continue
             hung = [j for j in process.jobs.values() if now - j.sent_at > self._timeout_s]
             if not hung:
                 continue
@@ -208,6 +218,14 @@ class Pool:
             for job in hung:
                 _fail(job, late(self._timeout_s))
             process.kill()
+
+    def _give_up(self, process: Process) -> None:
+        log.error("worker %d of %s hangs in loading; it is killed", process.pid, self._label)
+        process.refusal = (
+            f"A worker must answer an inference within {self._load_timeout_s:g} s of its start; "
+            f"process {process.pid} did not. Raise load_timeout_s if the model needs longer."
+        )
+        process.kill()
 
     def _respawn(self) -> None:
         task = asyncio.get_running_loop().create_task(self._spawn_again())
@@ -223,9 +241,9 @@ class Pool:
             self._later(_LONGEST_PAUSE_S, self._respawn)
 
     async def _spawn(self) -> None:
-        process, theirs = await connect(self, self._streams)
+        process, theirs = await connect(self, self._streams, start=self._start)
         self._processes.append(process)
-        self._nursery.fork(self._start, theirs)
+        self._nursery.fork(TARGET, theirs)
 
     def _later(self, pause_s: float, act: Callable[[], None]) -> None:
         def run() -> None:

@@ -69,6 +69,7 @@ class Process(asyncio.Protocol):
         jobs: Calls it has and has not answered.
         pid: Its process, 0 until it said hello.
         is_ready: Whether it may get calls.
+        was_ready: Whether it ever might.
         answered: How many calls it answered.
         refusal: Why it cannot serve, if it said so.
         born: When it was asked for, on the event loop's clock, seconds.
@@ -80,6 +81,7 @@ class Process(asyncio.Protocol):
     jobs: dict[int, Job] = field(default_factory=dict)
     pid: int = 0
     is_ready: bool = False
+    was_ready: bool = False
     answered: int = 0
     refusal: str = ""
     _inbox: Inbox = field(default_factory=Inbox)
@@ -89,6 +91,11 @@ class Process(asyncio.Protocol):
     def is_free(self) -> bool:
         """Whether it can take one more call."""
         return self.is_ready and len(self.jobs) < self.slots
+
+    def begin(self, start: bytes) -> None:
+        """Tell it what to serve."""
+        assert self._transport is not None
+        self._transport.write(start)
 
     def send(self, job: Job, now: float) -> None:
         """Hand it a call."""
@@ -133,7 +140,7 @@ class Process(asyncio.Protocol):
         elif isinstance(message, Refused):
             self.refusal = message.message
         elif isinstance(message, Ready):
-            self.is_ready = True
+            self.is_ready = self.was_ready = True
             self.owner.on_ready(self, message)
         else:
             self.answered += 1
@@ -143,14 +150,21 @@ class Process(asyncio.Protocol):
             self.owner.on_free(self)
 
 
-async def connect(owner: Owner, slots: int) -> tuple[Process, socket.socket]:
-    """Return a process whose worker is yet to be forked, and the worker's end of its connection."""
+async def connect(owner: Owner, slots: int, *, start: bytes) -> tuple[Process, socket.socket]:
+    """Return a process whose worker is yet to be forked, and the worker's end of its connection.
+
+    Args:
+        owner: Who is told what happens.
+        slots: Calls it takes at a time.
+        start: The message that it will find first.
+    """
     ours, theirs = socket.socketpair()
     try:
         loop = asyncio.get_running_loop()
         _, process = await loop.create_unix_connection(
             lambda: Process(owner, slots, loop.time()), sock=ours
         )
+        process.begin(start)
     except BaseException:
         ours.close()
         theirs.close()

@@ -1,9 +1,11 @@
-"""The process that workers are forked from: it has imported what they need and started nothing.
+"""The process that others are forked from: it has imported what they need and started nothing.
 
-A fork of it answers within tens of milliseconds, where a new interpreter needs seconds. It is a
-program of its own and not `multiprocessing`'s fork server, because that one runs the caller's main
-script again in every worker: a script that imports torch would cost each worker seconds and
-hundreds of megabytes, and one without a main guard would start workers without end.
+A fork of it answers within tens of milliseconds, where a new interpreter needs seconds. Workers of
+a real-time endpoint, instances of an asynchronous one and processes of a batch come from it alike.
+It is a program of its own and not `multiprocessing`'s fork server, because that one is shared by
+everything in an interpreter and runs the caller's main script again in every process: a script that
+imports torch would cost each of them seconds and hundreds of megabytes, and one without a main
+guard would start processes without end. It also ends nothing when its caller is killed.
 """
 
 import importlib
@@ -13,66 +15,77 @@ import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-
-from ingot.serve.workers.wire import PREFIX, TO_TEMPLATE, Ended, Start, frame, receive_exactly
+from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-# Only what starts no thread when it is imported; OpenVINO does, so each worker imports it itself.
-_LIBRARIES = {"onnxruntime": "onnxruntime", "native": "ingot_native"}
+ORDER = struct.Struct("!H")  # bytes of the target's name, which follow; a socket travels beside it
+REPORT = struct.Struct("!ii")  # process id and `waitpid` status of one that ended
 # numpy's BLAS and ONNX Runtime's telemetry start threads when they are imported, and threads do not
 # survive a fork. Nothing about a model may leave the machine either.
 _WITHOUT_THREADS = {"OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
-_GRACE_S = 2.0
-_TICK_S = 0.02
+# OpenVINO imports this if it is there, and it starts a thread and reports what is done
+_NEVER_IMPORTED = "openvino_telemetry"
+_TASKS = Path("/proc/self/task")
+_TICK_S = 0.005
+_KILLED_S = 1.0  # what the kernel may take to end a process that was killed
 _CODE = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
-    "from ingot.serve.workers.template import main; main(int(sys.argv[1]), sys.argv[3:])"
+    "import json, sys; sys.path[:] = json.loads(sys.argv[3]); "
+    "from ingot.serve.workers.template import main; "
+    "main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[4:])"
 )
 
 
-def start_template(engines: set[str]) -> tuple[socket.socket, "subprocess.Popen[bytes]"]:
+def start_template(
+    modules: Sequence[str], *, grace_s: float
+) -> tuple[socket.socket, "subprocess.Popen[bytes]"]:
     """Start a template.
 
     Args:
-        engines: Names of the engines whose libraries it imports ahead.
+        modules: What it imports ahead, if it is there; nothing that starts a thread.
+        grace_s: Seconds in which its processes end by themselves once the channel is closed.
 
     Returns:
-        The channel to it, and the process. Closing the channel ends the template and its workers.
+        The channel to it, and the process. Closing the channel ends the template and its processes.
     """
     ours, theirs = socket.socketpair()
-    names = sorted(_LIBRARIES[name] for name in engines & _LIBRARIES.keys())
-    words = [sys.executable, "-c", _CODE, str(theirs.fileno()), json.dumps(sys.path), *names]
+    words = [sys.executable, "-c", _CODE, str(theirs.fileno()), str(grace_s), json.dumps(sys.path)]
     environment = os.environ | _WITHOUT_THREADS
     with theirs:
-        process = subprocess.Popen(words, pass_fds=[theirs.fileno()], env=environment)
+        process = subprocess.Popen([*words, *modules], pass_fds=[theirs.fileno()], env=environment)
     return ours, process
 
 
-def main(descriptor: int, libraries: list[str]) -> None:
-    """Fork a worker for every message, say how each ended, and end with the server.
+def main(descriptor: int, grace_s: float, modules: Sequence[str]) -> None:
+    """Fork a process for every order, say how each ended, and end with the caller.
 
     Args:
-        descriptor: The channel to the server.
-        libraries: What to import ahead; one that is not there is the worker's to explain.
+        descriptor: The channel to the caller.
+        grace_s: Seconds that processes get to end by themselves.
+        modules: What to import ahead; one that is not there is for the process to explain.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
-        # both reach the whole process group; the server drains first and then closes the channel
+        # both reach the whole process group; the caller drains first and then closes the channel
         signal.signal(number, signal.SIG_IGN)
-    for name in ("ingot.serve.workers.worker", *libraries):
+    sys.modules[_NEVER_IMPORTED] = None  # type: ignore[assignment] # makes its import fail
+    for name in modules:
         with suppress(ImportError):
             importlib.import_module(name)
+    if _TASKS.is_dir() and len(list(_TASKS.iterdir())) > 1:
+        log.warning("importing %s started threads, which forked processes lack", ", ".join(modules))
     with socket.socket(fileno=descriptor) as channel:
-        _Template(channel).run()
+        _Template(channel, grace_s).run()
 
 
 class _Template:
-    def __init__(self, channel: socket.socket) -> None:
-        self._channel, self._children = channel, set[int]()
+    def __init__(self, channel: socket.socket, grace_s: float) -> None:
+        self._channel, self._grace_s, self._children = channel, grace_s, set[int]()
         self._wake, self._bell = socket.socketpair()
         for end in (self._wake, self._bell):
             end.setblocking(False)
@@ -80,7 +93,7 @@ class _Template:
         signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
 
     def run(self) -> None:
-        """Serve until the channel is closed, then see every worker end."""
+        """Serve until the channel is closed, then see every process end."""
         while True:
             ready, _, _ = select.select([self._channel, self._wake], [], [])
             if self._wake in ready:
@@ -88,43 +101,47 @@ class _Template:
                 self._reap()
             if self._channel in ready and not self._fork():
                 break
-        deadline = time.monotonic() + _GRACE_S
+        self._see_end(self._grace_s)
+        for pid in self._children:
+            os.kill(pid, signal.SIGKILL)
+        self._see_end(_KILLED_S)
+
+    def _see_end(self, patience_s: float) -> None:
+        deadline = time.monotonic() + patience_s
+        self._reap()
         while self._children and time.monotonic() < deadline:
             time.sleep(_TICK_S)
             self._reap()
-        for pid in self._children:
-            os.kill(pid, signal.SIGKILL)
 
     def _fork(self) -> bool:
-        # the length is read alone, so that the descriptor beside it is this message's
+        # the length is read alone, so that the descriptor beside it is this order's
         try:
-            prefix, descriptors, _, _ = socket.recv_fds(self._channel, PREFIX.size, 1)
+            prefix, descriptors, _, _ = socket.recv_fds(self._channel, ORDER.size, 1)
+            (size,) = ORDER.unpack(prefix) if prefix else (0,)
+            target = self._channel.recv(size, socket.MSG_WAITALL) if size else b""
         except ConnectionError:
             return False
-        body = receive_exactly(self._channel, PREFIX.unpack(prefix)[0]) if prefix else None
-        if body is None:
+        if not target:
             return False
-        start = TO_TEMPLATE.decode(body)
         with socket.socket(fileno=descriptors[0]) as connection:
             pid = os.fork()
             if pid == 0:
-                self._become_worker(connection, start)
+                self._become(connection, target.decode())
             self._children.add(pid)
         return True
 
-    def _become_worker(self, connection: socket.socket, start: Start) -> None:
+    def _become(self, connection: socket.socket, target: str) -> None:
         code = 1
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for end in (self._channel, self._wake, self._bell):
                 end.close()
-            from ingot.serve.workers.worker import work
-
-            work(connection, start)
+            module, _, name = target.partition(":")
+            getattr(importlib.import_module(module), name)(connection)
             code = 0
         except BaseException:  # a process edge: nothing may return into the template's loop
-            log.exception("worker %d failed", os.getpid())
+            log.exception("process %d failed", os.getpid())
         finally:
             os._exit(code)
 
@@ -133,5 +150,6 @@ class _Template:
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 self._children.remove(pid)
-                with suppress(OSError):  # the server may be gone already
-                    self._channel.sendall(frame(Ended(pid, status)))
+                # the caller may be gone, or not listen: a report is never worth waiting for
+                with suppress(OSError):
+                    self._channel.send(REPORT.pack(pid, status), socket.MSG_DONTWAIT)

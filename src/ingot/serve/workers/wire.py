@@ -24,20 +24,13 @@ class Tensor(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Start(msgspec.Struct, array_like=True, frozen=True):
-    """To the template: fork a worker. Its socket travels beside the message.
+    """To a worker, first of all: which model it serves, and how.
 
     `model` and `config` are JSON forms; see `ingot.serve.workers.worker`.
     """
 
     model: dict[str, object]
     config: dict[str, object]
-
-
-class Ended(msgspec.Struct, array_like=True, frozen=True):
-    """From the template: a worker ended with this `waitpid` status."""
-
-    pid: int
-    status: int
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello"):
@@ -85,8 +78,7 @@ FromWorker = Hello | Ready | Refused | Answer | Failure
 _ENCODER = msgspec.msgpack.Encoder()
 FROM_WORKER: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
 TO_WORKER = msgspec.msgpack.Decoder(Call)
-TO_TEMPLATE = msgspec.msgpack.Decoder(Start)
-FROM_TEMPLATE = msgspec.msgpack.Decoder(Ended)
+START = msgspec.msgpack.Decoder(Start)
 
 
 def frame(message: msgspec.Struct) -> bytes:

@@ -15,6 +15,7 @@ from ingot.runtime.engine import EngineConfig, Session
 from ingot.runtime.engines import open_session
 from ingot.serve.warmup import still_answers, warm_up
 from ingot.serve.workers.wire import (
+    START,
     TO_WORKER,
     Answer,
     Call,
@@ -31,6 +32,8 @@ from ingot.serve.workers.wire import (
 
 log = logging.getLogger(__name__)
 
+TARGET = f"{__name__}:work"
+
 
 def start_of(model: Model, config: EngineConfig) -> Start:
     """Return the message that makes a worker serve a model."""
@@ -43,14 +46,16 @@ def start_of(model: Model, config: EngineConfig) -> Start:
     return Start(facts, dict(config.to_json()))
 
 
-def work(connection: socket.socket, start: Start) -> None:
+def work(connection: socket.socket) -> None:
     """Serve one model until the server closes the connection.
 
     Args:
-        connection: To the server; this side's alone.
-        start: Which model, and how it is run.
+        connection: To the server, which first says what is served; this side's alone.
     """
     connection.sendall(frame(Hello(os.getpid())))
+    start = receive(connection, START)
+    if start is None:
+        return
     model = _model(start.model)
     config = EngineConfig.from_json(start.config)  # type: ignore[arg-type] # it was its to_json
     try:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ingot.core.errors import EngineError, ServeError
@@ -10,7 +11,8 @@ from ingot.serve.batching import Batcher, Reason
 from ingot.serve.metrics import Metrics
 from ingot.serve.runner import ThreadRunner
 from ingot.serve.state import Served
-from ingot.serve.workers.nursery import Nursery
+from ingot.serve.workers import worker
+from ingot.serve.workers.nursery import Nursery, libraries_of
 from ingot.serve.workers.pool import Pool
 from ingot.serve.workers.wire import unpack
 
@@ -34,7 +36,8 @@ class Workforce:
         self, served: Sequence[Served], metrics: Metrics, *, tracer: "Tracer | None" = None
     ) -> None:
         engines = {one.endpoint.version.config.engine for one in served if one.session is None}
-        self._nursery, self._metrics = Nursery(engines), metrics
+        self._nursery = Nursery([worker.__name__, *libraries_of(engines)])
+        self._metrics = metrics
         self._pools: list[tuple[Served, Pool]] = []
         self._batchers: list[tuple[Served, Batcher]] = []
         for one in served:
@@ -42,6 +45,7 @@ class Workforce:
                 pool = Pool(one.endpoint, self._nursery)
                 self._pools.append((one, pool))
                 one.state.runner = pool if tracer is None else tracer.runner(pool)
+                one.state.trouble = partial(getattr, pool, "trouble")
                 self._publish(one, pool)
             if one.endpoint.batching is not None:
                 batcher = self._batcher(one)
@@ -72,7 +76,7 @@ class Workforce:
         """End every worker."""
         for _, pool in self._pools:
             await pool.close()
-        await self._nursery.close()
+        await asyncio.to_thread(self._nursery.close)
 
     def _batcher(self, one: Served) -> Batcher:
         endpoint, state = one.endpoint, one.state
