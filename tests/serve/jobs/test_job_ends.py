@@ -157,11 +157,9 @@ def test_an_origin_goes_through_a_store_and_bad_parents_are_left_out():
 
 def test_a_job_store_of_the_first_format_opens_and_keeps_its_jobs(tmp_path):
     path = tmp_path / "jobs.sqlite"
-    tables = [
-        text.replace(",\n        origin TEXT NOT NULL DEFAULT ''", "")
-        for text in sqlite_schema.TABLES
-    ]
-    assert tables != list(sqlite_schema.TABLES)
+    now = list(sqlite_schema.SQLITE.statements())
+    tables = [text.replace(",\n        origin TEXT NOT NULL DEFAULT ''", "") for text in now]
+    assert tables != now
     with closing(sqlite3.connect(path)) as db:
         for statement in tables:
             db.execute(statement)
