@@ -1,6 +1,6 @@
 """The web application of a server: routes, headers, one observation per request."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ingot.core.extras import need
@@ -11,6 +11,8 @@ from ingot.serve.metrics import Metrics, Series
 from ingot.serve.problems import RequestError
 from ingot.serve.routing import MODEL, VERSION, Dispatch, FastPath, find_version, refuse_path
 from ingot.serve.state import ObservationSink, Served
+from ingot.serve.traffic.desk import TrafficDesk
+from ingot.serve.traffic.ticket import MAIN, PINNED
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -27,6 +29,7 @@ def build_app(
     *,
     metrics: Metrics | None = None,
     gate: Gate | None = None,
+    desks: Mapping[str, TrafficDesk] | None = None,
 ) -> "Starlette":
     """Return the ASGI application that answers for some versions.
 
@@ -38,6 +41,7 @@ def build_app(
         log: Where observations go; None keeps none.
         metrics: What is counted; fresh if not given.
         gate: Who may ask; None lets everybody.
+        desks: Traffic by name of the model, where requests are dealt among its versions.
 
     Raises:
         MissingExtraError: The extra `serve` is not installed.
@@ -50,17 +54,33 @@ def build_app(
 
     metrics = metrics or Metrics()
     versions = [one.endpoint.version for one in served]
+    desks = desks or {}
     infer = [
-        InferRoute(one, versions, log=log, gate=gate, metrics=_series(one, metrics, log))
+        InferRoute(
+            one, versions, log=log, gate=gate, metrics=_series(one, metrics, log),
+            pinned=PINNED if one.endpoint.version.name in desks else MAIN,
+        )
         for one in served
-    ]
-    dispatch = Dispatch(versions, infer)
+    ]  # fmt: skip
+    named = {
+        name: desk.dealer(
+            {v.number: r for v, r in zip(versions, infer, strict=True) if v.name == name}
+        )
+        for name, desk in desks.items()
+    }
+    dispatch = Dispatch(versions, infer, named)
     routes: list[BaseRoute] = [Route(path + "/infer", dispatch) for path in (MODEL, VERSION)]
-    pages = _Pages(served, metrics, gate).routes()
-    routes += [Route(path, page, methods=["GET"]) for path, page in pages]
+    pages = _Pages(served, metrics, gate)
+    routes += [Route(path, page, methods=["GET"]) for path, page in pages.routes()]
+    if desks:
+        from ingot.serve.traffic.metrics import TrafficMetrics
+        from ingot.serve.traffic_page import traffic_routes
+
+        metrics.add(TrafficMetrics(desks))
+        routes += traffic_routes(desks, pages.admit)
     return Starlette(
         routes=routes,
-        middleware=[Middleware(FastPath, versions=versions, routes=infer)],
+        middleware=[Middleware(FastPath, versions=versions, routes=infer, named=named)],
         exception_handlers={
             HTTPException: _http_error,
             RequestError: refusal,
@@ -132,7 +152,7 @@ class _Pages:
     async def prometheus(self, request: "Request") -> "Response":
         from starlette.responses import Response
 
-        await self._admit(request, "metrics")
+        await self.admit(request, "metrics")
         text = self._metrics.text()
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -147,12 +167,15 @@ class _Pages:
             shown = [one for one in shown if caller.may("read", one.version.name)]
         return json_answer(openapi(shown, version=version("ingot")))
 
-    async def _admit(self, request: "Request", action: str, model: str = "") -> None:
-        if self._gate is not None:
-            await self._gate.admit(request.headers.get("authorization", ""), action, model)
+    async def admit(self, request: "Request", action: str, model: str = "") -> str:
+        """Return who asks, empty where nobody has to say; refuse whoever may not."""
+        if self._gate is None:
+            return ""
+        proof = request.headers.get("authorization", "")
+        return (await self._gate.admit(proof, action, model)).name
 
     async def _named(self, request: "Request") -> Served:
-        await self._admit(request, "read", request.path_params["name"])
+        await self.admit(request, "read", request.path_params["name"])
         index = find_version(self._versions, request.path_params)
         if index is None:
             raise RequestError(refuse_path(self._versions, request.path_params), status=404)

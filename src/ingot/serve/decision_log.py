@@ -69,6 +69,16 @@ class DecisionTable:
             rows = self._db.execute(query, (endpoint, after, limit)).fetchall()
         return rows[::-1]
 
+    def last(self, endpoint: str, column: str, value: object) -> Row | None:
+        """Return `(id, *columns)` of the newest row that has a value in a column of ours."""
+        query = (
+            f"SELECT id, {self._columns} FROM {self._name}"  # noqa: S608 # names of our own
+            f" WHERE endpoint = ? AND {column} = ? ORDER BY id DESC LIMIT 1"
+        )
+        with self._lock:
+            row: Row | None = self._db.execute(query, (endpoint, value)).fetchone()
+        return row
+
     def close(self) -> None:
         """Close the file."""
         with self._lock:

@@ -7,6 +7,7 @@ from pathlib import Path
 from ingot.core.digest import digest_json
 from ingot.models.model import Model
 from ingot.registry.version import Version
+from ingot.serve.traffic.plan import Traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,8 @@ class Endpoint:
         access: Who may ask; None lets everybody.
         grpc_port: Port that speaks gRPC beside it, 0 picks a free one; None speaks none.
         tls: Files for encrypted connections; None speaks plain HTTP.
+        traffic: How requests for its name are dealt among the versions of that name; None gives
+            them all to this one.
         beside: More versions at the same address; what is about the address is taken from this one.
     """
 
@@ -104,6 +107,7 @@ class Endpoint:
     access: Access | None = None
     tls: Tls | None = None
     grpc_port: int | None = None
+    traffic: Traffic | None = None
     beside: tuple["Endpoint", ...] = ()
 
     @property

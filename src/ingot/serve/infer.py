@@ -37,6 +37,7 @@ from ingot.serve.protocol import (
 from ingot.serve.routing import Receive, Scope, Send, refuse_path
 from ingot.serve.runner import Runner, blame
 from ingot.serve.state import ObservationSink, Served
+from ingot.serve.traffic.ticket import MAIN, TICKET, Exchange, Ticket
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,8 @@ class _Call:
     method: str
     headers: dict[bytes, str]
     limit_s: float
+    ticket: Ticket
+    body: bytes = b""
     request_id: str = ""
     step: int = 0
     inputs_ref: str = ""
@@ -93,6 +96,8 @@ class InferRoute:
         metrics: What is counted.
         log: Where observations go.
         gate: Who may ask.
+        pinned: Ticket of requests that are not dealt but name the version; it counts as its own
+            where requests are dealt at all.
         clock: UTC seconds since 1970.
     """
 
@@ -104,6 +109,7 @@ class InferRoute:
         metrics: Series,
         log: ObservationSink | None = None,
         gate: Gate | None = None,
+        pinned: Ticket = MAIN,
         clock: Callable[[], float] = time.time,
     ) -> None:
         endpoint = served.endpoint
@@ -114,6 +120,7 @@ class InferRoute:
         self._session, self._state, self._clock = served.session, served.state, clock
         self._metrics, self._log, self._gate = metrics, log, gate
         self._read = _READ if gate is None else _READ | {b"authorization"}
+        self._pinned, self._is_dealt = pinned, pinned is not MAIN
         self._digest = endpoint.version.digest
         self._number = str(endpoint.version.number)
         self._headers = [
@@ -127,7 +134,7 @@ class InferRoute:
         headers = {k: v.decode("latin-1") for k, v in scope["headers"] if k in read}
         call = _Call(
             self._clock(), time.perf_counter(), scope["path_params"], scope["method"], headers,
-            self._timeout_s,
+            self._timeout_s, scope.get(TICKET, self._pinned) if self._is_dealt else MAIN,
         )  # fmt: skip
         self._state.in_flight += 1
         # what a request gets that is cancelled when draining takes too long
@@ -151,7 +158,7 @@ class InferRoute:
             body = await self._body(call, receive)
             if body is None:
                 return CLIENT_GONE, b""
-            call.inputs_ref = digest_bytes(body)
+            call.body, call.inputs_ref = body, digest_bytes(body)
             state = self._state
             is_small = len(body) <= state.inline_bytes and state.runner is None
             if is_small and call.left_s() > 0:
@@ -293,6 +300,8 @@ class InferRoute:
             (b"x-request-id", call.request_id.encode()),
             (b"content-length", b"%d" % len(body)),
         ]
+        if call.ticket.header is not None:
+            headers.append(call.ticket.header)
         if status != 200:
             headers[0] = _PROBLEM
             headers += _MORE_HEADERS.get(status, ())
@@ -305,22 +314,30 @@ class InferRoute:
     def _note(self, call: _Call, status: int, body: bytes) -> None:
         seconds = time.perf_counter() - call.started
         self._metrics.count(status, seconds)
-        if self._log is None:
+        ticket = call.ticket
+        if ticket.tally is not None:
+            ticket.tally.count(status, seconds)
+        if self._log is None and ticket.copier is None:
             return
-        self._log.record(
-            Observation(
-                request_id=call.request_id,
-                time=call.time,
-                endpoint=self._version.name,
-                version=self._digest,
-                unit_key=call.headers.get(b"ingot-unit", ""),
-                inputs_ref=call.inputs_ref,
-                output_ref=digest_bytes(body) if body else "",
-                status=status,
-                latency_ms=seconds * 1e3,
-                client=call.client,
-                hour=int(call.time // 3600 % 24),
-                episode_id=call.headers.get(b"ingot-episode", ""),
-                step=call.step,
-            )
+        observation = Observation(
+            request_id=call.request_id,
+            time=call.time,
+            endpoint=self._version.name,
+            version=self._digest,
+            unit_key=call.headers.get(b"ingot-unit", ""),
+            arm=ticket.arm,
+            propensity=ticket.propensity,
+            inputs_ref=call.inputs_ref,
+            output_ref=digest_bytes(body) if body else "",
+            status=status,
+            latency_ms=seconds * 1e3,
+            client=call.client,
+            hour=int(call.time // 3600 % 24),
+            episode_id=call.headers.get(b"ingot-episode", ""),
+            step=call.step,
         )
+        if self._log is not None:
+            self._log.record(observation)
+        if ticket.copier is not None:
+            length = call.headers.get(LENGTH_HEADER)
+            ticket.copier.copy(observation, Exchange(call.body, length, body, call.json_bytes))

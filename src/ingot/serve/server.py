@@ -71,6 +71,7 @@ def serve_in_thread(endpoint: Endpoint, session: Session | None = None) -> Runni
     """
     need_server()
     from ingot.serve.app import build_app
+    from ingot.serve.desks import open_desks, start_desks
     from ingot.serve.metrics import Metrics
     from ingot.serve.web import Server
     from ingot.serve.workers.workforce import Workforce
@@ -87,9 +88,11 @@ def serve_in_thread(endpoint: Endpoint, session: Session | None = None) -> Runni
         observations = _open_log(endpoint)
         if observations is not None:
             stack.callback(observations.close)
-        app = build_app(served, observations, metrics=metrics, gate=gate)
+        desks = open_desks(served, observations, stack)
+        app = build_app(served, observations, metrics=metrics, gate=gate, desks=desks)
         server = Server(app, endpoint, workforce)
         thread = start(server, listener)
+        start_desks(desks, served)
         url, states = url_of(listener, endpoint.tls), tuple(one.state for one in served)
         return RunningEndpoint(url, server, thread, stack.pop_all(), states, endpoint.drain_s)
     raise AssertionError("unreachable: an ExitStack that is popped swallows nothing")
