@@ -61,6 +61,8 @@ def openapi(endpoints: Sequence[Endpoint], *, version: str) -> Schema:
         if endpoint.version.name not in named:  # the first version answers for the name alone
             bases.insert(0, model)
         named.add(endpoint.version.name)
+        if endpoint.traffic is not None:
+            paths[f"{model}/traffic"] = _traffic()
         for base in bases:
             paths[base] = _page("Inputs and outputs of the model.")
             paths[base + "/ready"] = _page("Whether the model answers.", refusals=(503,))
@@ -85,6 +87,25 @@ def _page(summary: str, *, media: str = "application/json", refusals: Sequence[i
             str(status): {"description": "No.", "content": {media: {}}} for status in refusals
         }
     return {"get": {"summary": summary, "responses": answers}}
+
+
+def _traffic() -> Schema:
+    share = {"type": "number", "minimum": 0, "maximum": 1}
+    change = {
+        "type": "object",
+        "maxProperties": 1,
+        "properties": {
+            "weights": {"type": "object", "additionalProperties": share},
+            "roll_back": {"const": True},
+            "start": {"const": True},
+        },
+        "additionalProperties": False,
+    }
+    page = _page("How requests for the name are dealt among its versions, and every decision.")
+    answers = page["get"]["responses"] | _refusals((400, 413, 415, 422))
+    body = {"required": True, "content": {"application/json": {"schema": change}}}
+    summary = "Set weights, roll the canary back, or start it again."
+    return page | {"post": {"summary": summary, "requestBody": body, "responses": answers}}
 
 
 def _infer(signature: Signature) -> Schema:
