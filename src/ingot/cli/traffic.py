@@ -38,7 +38,7 @@ def command(
       ingot traffic http://127.0.0.1:8000/digits
       ingot traffic http://127.0.0.1:8000/digits --weights 3=90 --weights 4=10
       ingot traffic http://127.0.0.1:8000/digits --roll-back
-    """  # fmt: skip
+    """
     from ingot.serve.traffic.client import traffic
 
     if bool(weights) + roll_back + start > 1:
