@@ -71,8 +71,12 @@ def test_a_difference_of_rates_is_judged_by_the_far_ends_of_two_wider_intervals(
 
 
 def test_agreement_is_judged_from_below():
-    assert judged("agreement >= 0.9", Counts(), Counts(), compared=200, agreed=198).outcome == "held"
-    assert judged("agreement >= 0.9", Counts(), Counts(), compared=200, agreed=100).outcome == "broken"
+    assert (
+        judged("agreement >= 0.9", Counts(), Counts(), compared=200, agreed=198).outcome == "held"
+    )
+    assert (
+        judged("agreement >= 0.9", Counts(), Counts(), compared=200, agreed=100).outcome == "broken"
+    )
     assert judged("agreement >= 0.9", Counts(), Counts()).outcome == "undecided"
     assert judged("agreement >= 0.9", Counts(), None, compared=9, agreed=9).outcome == "alone"
 

@@ -89,7 +89,11 @@ def test_raising_one_weight_moves_units_only_into_it(split, number, up):
 
 
 def test_the_others_keep_their_proportions_when_one_is_raised():
-    assert THREE.raised(4, 0.4).weights == ((3, pytest.approx(0.4)), (2, pytest.approx(0.2)), (4, 0.4))
+    assert THREE.raised(4, 0.4).weights == (
+        (3, pytest.approx(0.4)),
+        (2, pytest.approx(0.2)),
+        (4, 0.4),
+    )
     assert THREE.raised(4, 0.0).numbers == (3, 2)
     assert Split(((3, 1.0),)).raised(3, 0.5).weights == ((3, 1.0),)
 

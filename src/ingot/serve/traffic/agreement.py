@@ -96,8 +96,7 @@ def match(given: Array, other: Array, tolerance: float) -> tuple[bool, float]:
         return bool((given == other).all()), float(apart.max(initial=0.0))
     a, b = given.astype(np.float64), other.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        gap = np.abs(a - b)
-    gap[(a == b) | (np.isnan(a) & np.isnan(b))] = 0.0
+        gap = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
     largest = float(np.nan_to_num(gap, nan=np.inf).max(initial=0.0))
     if a.ndim and a.shape[-1] >= 2:
         return bool((a.argmax(-1) == b.argmax(-1)).all()), largest
