@@ -12,7 +12,9 @@ from ingot.serve.problems import RequestError
 from ingot.serve.routing import MODEL, VERSION, Dispatch, FastPath, find_version, refuse_path
 from ingot.serve.state import ObservationSink, Served
 from ingot.serve.traffic.desk import TrafficDesk
+from ingot.serve.traffic.metrics import TrafficMetrics
 from ingot.serve.traffic.ticket import MAIN, PINNED
+from ingot.serve.traffic_page import traffic_routes
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -62,9 +64,10 @@ def build_app(
         )
         for one in served
     ]  # fmt: skip
+    pairs = list(zip(versions, infer, strict=True))
     named = {
         name: desk.dealer(
-            {v.number: r for v, r in zip(versions, infer, strict=True) if v.name == name}
+            {version.number: route for version, route in pairs if version.name == name}
         )
         for name, desk in desks.items()
     }
@@ -73,9 +76,6 @@ def build_app(
     pages = _Pages(served, metrics, gate)
     routes += [Route(path, page, methods=["GET"]) for path, page in pages.routes()]
     if desks:
-        from ingot.serve.traffic.metrics import TrafficMetrics
-        from ingot.serve.traffic_page import traffic_routes
-
         metrics.add(TrafficMetrics(desks))
         routes += traffic_routes(desks, pages.admit)
     return Starlette(

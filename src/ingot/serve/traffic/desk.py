@@ -239,10 +239,7 @@ class TrafficDesk:
         )
 
     def _compared(self) -> tuple[int, int]:
-        if self._copies is None:
-            return 0, 0
-        agreed = self._copies.sums.agreed  # before the other, so that it is never the larger
-        return self._copies.sums.compared, agreed
+        return (0, 0) if self._copies is None else self._copies.compared()
 
     def _begin(self) -> _Position:
         canary = self.plan.canary

@@ -101,6 +101,11 @@ class Copies:
         loop = asyncio.get_running_loop()
         self._thread.submit(self._run, observation, exchange, loop).add_done_callback(self._ended)
 
+    def compared(self) -> tuple[int, int]:
+        """Return how many copies were compared, and how many of them agreed."""
+        with self._lock:
+            return self.sums.compared, self.sums.agreed
+
     def close(self) -> None:
         """End the thread; a call into an engine cannot be interrupted, so one that runs ends."""
         self._thread.shutdown(wait=True, cancel_futures=True)
@@ -137,9 +142,11 @@ class Copies:
                 )
             )
         pair = (observation.status, status)
-        self.sums.statuses[pair] = self.sums.statuses.get(pair, 0) + 1
-        if pair == (200, 200):
-            self.sums.add(read_answer(exchange), outputs, self._plan.tolerance)
+        given = read_answer(exchange) if pair == (200, 200) else {}
+        with self._lock:
+            self.sums.statuses[pair] = self.sums.statuses.get(pair, 0) + 1
+            if pair == (200, 200):
+                self.sums.add(given, outputs, self._plan.tolerance)
 
     def _answer(
         self, exchange: Exchange, loop: asyncio.AbstractEventLoop
