@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ingot.core.extras import need
+from ingot.registry.version import Version
 from ingot.serve.access.gate import Gate
 from ingot.serve.answers import crash, describe_model, json_answer, problem, refusal
 from ingot.serve.infer import InferRoute
@@ -11,6 +12,7 @@ from ingot.serve.metrics import Metrics, Series
 from ingot.serve.problems import RequestError
 from ingot.serve.routing import MODEL, VERSION, Dispatch, FastPath, find_version, refuse_path
 from ingot.serve.state import ObservationSink, Served
+from ingot.serve.traffic.dealing import Dealer
 from ingot.serve.traffic.desk import TrafficDesk
 from ingot.serve.traffic.metrics import TrafficMetrics
 from ingot.serve.traffic.ticket import MAIN, PINNED
@@ -64,13 +66,7 @@ def build_app(
         )
         for one in served
     ]  # fmt: skip
-    pairs = list(zip(versions, infer, strict=True))
-    named = {
-        name: desk.dealer(
-            {version.number: route for version, route in pairs if version.name == name}
-        )
-        for name, desk in desks.items()
-    }
+    named = _dealers(desks, versions, infer)
     dispatch = Dispatch(versions, infer, named)
     routes: list[BaseRoute] = [Route(path + "/infer", dispatch) for path in (MODEL, VERSION)]
     pages = _Pages(served, metrics, gate)
@@ -87,6 +83,19 @@ def build_app(
             Exception: crash,
         },
     )
+
+
+def _dealers(
+    desks: Mapping[str, TrafficDesk], versions: Sequence[Version], routes: Sequence[InferRoute]
+) -> dict[str, Dealer]:
+    """Return what answers for each name that requests are dealt for."""
+    pairs = list(zip(versions, routes, strict=True))
+    return {
+        name: desk.dealer(
+            {version.number: route for version, route in pairs if version.name == name}
+        )
+        for name, desk in desks.items()
+    }
 
 
 def _series(one: Served, metrics: Metrics, log: ObservationSink | None) -> Series:
