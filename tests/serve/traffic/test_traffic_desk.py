@@ -1,12 +1,14 @@
 """The traffic of a name at work, without a server: dealt, decided, recorded, restored."""
 
 import asyncio
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ingot.core.errors import ServeError
+from ingot.serve.traffic import desk as desk_module
 from ingot.serve.traffic.canary import Canary
 from ingot.serve.traffic.desk import TrafficDesk
 from ingot.serve.traffic.plan import Shadow, Traffic
@@ -200,6 +202,47 @@ def test_what_cannot_be_recorded_still_happens(open_desk, plan, caplog):
 
     assert desk.table.split.weight(4) == 0
     assert "was not recorded" in caplog.text
+
+
+def test_a_check_that_fails_does_not_end_the_watch(open_desk, plan, monkeypatch, caplog):
+    monkeypatch.setattr(desk_module, "TICK_S", 0.001)
+    desk, ticks = open_desk(plan), threading.Semaphore(0)
+
+    def tick():
+        ticks.release()
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(desk, "tick", tick)
+    desk.start(lambda: False)
+
+    assert ticks.acquire(timeout=20)
+    assert ticks.acquire(timeout=20)
+    desk.close()
+    assert "could not be checked" in caplog.text
+
+
+def test_nothing_is_decided_while_the_server_drains(open_desk, plan, monkeypatch):
+    monkeypatch.setattr(desk_module, "TICK_S", 0.001)
+    desk, asked = open_desk(plan), threading.Semaphore(0)
+    deal(desk, 300, lambda number: 503 if number == 4 else 200)
+
+    desk.start(lambda: asked.release() or True)
+
+    assert asked.acquire(timeout=20)
+    assert asked.acquire(timeout=20)
+    assert desk.state == "running"
+
+
+def test_another_plan_for_a_canary_that_was_not_rolled_back_begins_anew(open_desk, plan):
+    clock = Clock()
+    first = open_desk(plan, clock)
+    deal(first, 1000)
+    clock.now += 10
+    assert first.tick().action == "next"
+
+    again = open_desk(replace(plan, canary=replace(CANARY, steps=(0.1, 1.0))))
+
+    assert again.table.split.weight(4) == 0.1
 
 
 @pytest.mark.parametrize(
