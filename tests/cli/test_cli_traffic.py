@@ -36,12 +36,13 @@ def server(two):
         assert said
         return said.split()[-1]
 
+    begin.begun = begun
     yield begin
     for process in begun:
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)  # does nothing to one that has ended
         rest = threading.Thread(target=process.stderr.read)
         rest.start()
-        assert process.wait(30) == 0
+        assert process.wait(30) in {0, -signal.SIGKILL}
         rest.join()
         process.stderr.close()
 
@@ -65,6 +66,21 @@ def test_two_versions_share_requests_and_a_canary_is_run_from_the_command_line(r
     assert "100.0000%" in shown.out
     assert "error_rate <= 0.3 is held" in shown.out.replace("\n", " ")
     assert "ingot promote tiny:2 STAGE" in shown.err
+
+
+def test_a_canary_that_was_rolled_back_stays_out_though_the_server_was_killed(run, server):
+    words = ("tiny:1", "--canary", "tiny:2", "--require", "error_rate <= 0.3")
+    url = server(*words)
+    started = run("traffic", f"{url}/tiny", "--json").json
+    run("traffic", f"{url}/tiny", "--roll-back")
+    server.begun[-1].kill()
+    server.begun[-1].wait(30)
+
+    again = run("traffic", f"{server(*words)}/tiny", "--json").json
+
+    assert (started["state"], started["weights"]) == ("running", {"1": 0.99, "2": 0.01})
+    assert (again["state"], again["weights"]) == ("rolled back", {"1": 1.0, "2": 0.0})
+    assert [row["action"] for row in again["decisions"]] == ["start", "roll back"]
 
 
 def test_weights_are_set_by_hand(run, server):

@@ -119,7 +119,7 @@ def _shadow(version: "Version", share: float) -> "Shadow":
 
 
 def _canary(version: "Version", values: dict[str, Any]) -> Any:  # a Canary, imported late
-    from ingot.serve.traffic.canary import Canary
+    from ingot.twin.canary import Canary
 
     return Canary(
         version.number,

@@ -9,11 +9,11 @@ import pytest
 
 from ingot.core.errors import ServeError
 from ingot.serve.traffic import desk as desk_module
-from ingot.serve.traffic.canary import Canary
 from ingot.serve.traffic.desk import TrafficDesk
 from ingot.serve.traffic.plan import Shadow, Traffic
 from ingot.serve.traffic.split import Split
 from ingot.serve.traffic.ticket import TICKET
+from ingot.twin.canary import Canary
 
 CANARY = Canary(4, ("error_rate <= 0.05",), steps=(0.2, 1.0), step_s=10, step_requests=50)
 

@@ -16,10 +16,10 @@ from ingot.serve.access.keys import KeyStore
 from ingot.serve.endpoint import Access, Batching
 from ingot.serve.rpc.messages import SERVICE, messages
 from ingot.serve.server import serve_in_thread
-from ingot.serve.traffic.canary import Canary
 from ingot.serve.traffic.client import traffic
 from ingot.serve.traffic.plan import Shadow, Traffic
 from ingot.serve.traffic.split import Split
+from ingot.twin.canary import Canary
 
 HALVES = Split(((3, 0.5), (2, 0.5)))
 BODY = {

@@ -7,8 +7,8 @@ from typing import Any
 
 from ingot.serve.routing import Receive, Route, Send
 from ingot.serve.traffic.split import Split
-from ingot.serve.traffic.tally import Tally
 from ingot.serve.traffic.ticket import TICKET, Copier, Ticket
+from ingot.twin.tally import Tally
 
 _UNIT = b"ingot-unit"
 

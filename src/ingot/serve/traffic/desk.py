@@ -13,13 +13,13 @@ from ingot.core.errors import ServeError
 from ingot.registry.version import Version
 from ingot.serve.routing import Route
 from ingot.serve.traffic.agreement import Sums
-from ingot.serve.traffic.canary import Decision, Memory
 from ingot.serve.traffic.dealing import Dealer, Table
 from ingot.serve.traffic.plan import Traffic
 from ingot.serve.traffic.record import Recorded, TrafficRecord
-from ingot.serve.traffic.seen import Seen
 from ingot.serve.traffic.shadow import Copies
 from ingot.serve.traffic.split import Split, check_served
+from ingot.twin.canary import Decision, Memory
+from ingot.twin.tally import Seen
 
 log = logging.getLogger(__name__)
 

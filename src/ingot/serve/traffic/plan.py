@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ingot.core.errors import ServeError
-from ingot.serve.traffic.canary import Canary
 from ingot.serve.traffic.split import Split
+from ingot.twin.canary import Canary
 
 
 @dataclass(frozen=True, slots=True)

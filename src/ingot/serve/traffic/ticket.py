@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ingot.observe.observation import Observation
-from ingot.serve.traffic.tally import Tally
+from ingot.twin.tally import Tally
 
 TICKET = "ingot.ticket"  # where the ASGI scope of a request has it
 

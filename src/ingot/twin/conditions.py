@@ -11,8 +11,7 @@ from ingot.core.errors import ClaimError
 from ingot.evaluate.claims import Claim, parse_claim
 from ingot.evaluate.evidence import Interval
 from ingot.evaluate.intervals import UNBOUNDED, difference_by_ends, proportion, ratio_by_ends
-from ingot.serve.traffic.seen import Seen
-from ingot.serve.traffic.tally import Counts
+from ingot.twin.tally import Counts, Seen
 
 Outcome = Literal["held", "broken", "undecided", "alone"]
 _QUANTILES = {"latency": 0.5, "p95_latency": 0.95, "p99_latency": 0.99}

@@ -9,9 +9,8 @@ import pytest
 from ingot.core.errors import ClaimError
 from ingot.evaluate.intervals import proportion
 from ingot.runtime.quantiles import quantile_interval
-from ingot.serve.traffic.conditions import judge, read_condition
-from ingot.serve.traffic.seen import Seen
-from ingot.serve.traffic.tally import Counts, Tally
+from ingot.twin.conditions import judge, read_condition
+from ingot.twin.tally import Counts, Seen, Tally
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,9 @@ import pytest
 from scipy.stats import norm
 
 from ingot.core.errors import ClaimError, ServeError
-from ingot.serve.traffic.canary import Canary, Memory
-from ingot.serve.traffic.conditions import Judgement, judge, read_condition
-from ingot.serve.traffic.seen import Seen
-from ingot.serve.traffic.tally import Counts
+from ingot.twin.canary import Canary, Memory
+from ingot.twin.conditions import Judgement, judge, read_condition
+from ingot.twin.tally import Counts, Seen
 
 GOOD = Counts(1000, 0)
 ERRORS = Canary(4, ("error_rate <= 0.01",), steps=(0.05, 0.5, 1.0), step_s=60, step_requests=200)

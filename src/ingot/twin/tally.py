@@ -1,4 +1,4 @@
-"""What one version answered, counted as it happens in a bounded space."""
+"""What versions answered, counted as it happens in a bounded space."""
 
 import math
 from collections.abc import Mapping
@@ -85,3 +85,22 @@ class Tally:
         """Return what was counted so far."""
         errors, requests = self._errors, self._requests
         return Counts(requests, errors, self._buckets.copy())
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a canary is judged on: all that has happened since its step began.
+
+    Attributes:
+        time_s: Now, UTC seconds since 1970.
+        canary: What the new version answered.
+        baseline: What the main version beside it answered; None where it answers nothing any more.
+        compared: Copies that the new version answered as a shadow of another.
+        agreed: Those of them with the other's answer.
+    """
+
+    time_s: float
+    canary: Counts
+    baseline: Counts | None = None
+    compared: int = 0
+    agreed: int = 0

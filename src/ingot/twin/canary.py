@@ -12,8 +12,8 @@ from ingot.core.digest import Json
 from ingot.core.errors import ServeError
 
 if TYPE_CHECKING:
-    from ingot.serve.traffic.conditions import Judgement
-    from ingot.serve.traffic.seen import Seen
+    from ingot.twin.conditions import Judgement
+    from ingot.twin.tally import Seen
 
 Action = Literal["next", "done", "stay", "roll back"]
 State = Literal["running", "done", "rolled back"]
@@ -89,7 +89,7 @@ class Canary:
 
     Attributes:
         version: Number of the new version.
-        require: Claims; see `ingot.serve.traffic.conditions.read_condition`.
+        require: Claims; see `ingot.twin.conditions.read_condition`.
         steps: Shares of the requests, ascending.
         step_s: Least seconds at a step.
         step_requests: Least requests that the version answers at a step.
@@ -105,8 +105,7 @@ class Canary:
         for spending alpha over looks.
 
     Examples:
-        >>> from ingot.serve.traffic.seen import Seen
-        >>> from ingot.serve.traffic.tally import Counts
+        >>> from ingot.twin.tally import Counts, Seen
         >>> canary = Canary(4, ("error_rate <= 0.01",), steps=(0.05, 1.0))
         >>> canary.decide(Seen(0.0, Counts(40, 30)), canary.start(0.0)).action
         'roll back'
@@ -122,7 +121,7 @@ class Canary:
 
     def __post_init__(self) -> None:
         """Refuse what could not be decided by."""
-        from ingot.serve.traffic.conditions import read_condition
+        from ingot.twin.conditions import read_condition
 
         if not self.require:
             raise ServeError(
@@ -178,7 +177,7 @@ class Canary:
         return is_late or n >= enough or (is_ripe and not memory.was_ripe)
 
     def _look(self, seen: "Seen", look: int) -> "tuple[Judgement, ...]":
-        from ingot.serve.traffic.conditions import judge, read_condition
+        from ingot.twin.conditions import judge, read_condition
 
         spent = self.alpha / len(self.steps) / len(self.require) / (look * (look + 1))
         return tuple(judge(read_condition(text), seen, 1 - spent) for text in self.require)
