@@ -1,6 +1,6 @@
 """Opens the traffic of every name that a server has a plan for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 from ingot.core.errors import ServeError
@@ -46,7 +46,10 @@ def open_desks(
 
 def start_desks(desks: dict[str, TrafficDesk], served: Sequence[Served]) -> None:
     """Look after every canary from now on."""
-    is_draining: Callable[[], bool] = lambda: any(one.state.is_draining for one in served)  # noqa: E731
+
+    def is_draining() -> bool:
+        return any(one.state.is_draining for one in served)
+
     for desk in desks.values():
         desk.start(is_draining)
 
