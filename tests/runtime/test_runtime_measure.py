@@ -12,11 +12,11 @@ from fake_engines import QUIET, FakeClock, FakeSession
 from ingot.core.errors import EngineError
 from ingot.core.progress import Silent
 from ingot.models.model import Lineage, Model, Signature, TensorSpec
-from ingot.runtime._quantiles import quantile_interval
 from ingot.runtime.engine import EngineConfig
 from ingot.runtime.feeds import feeds_at
 from ingot.runtime.measure import Candidate, Measurement, Shape, latency_ratio, measure
 from ingot.runtime.noise import NoiseMeter, others_share
+from ingot.runtime.quantiles import quantile_interval
 
 ONE = {"batch 2": {"x": np.zeros((2, 3), np.float32)}}
 

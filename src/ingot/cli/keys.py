@@ -32,7 +32,7 @@ def command() -> None:
     "scopes",
     multiple=True,
     required=True,
-    help="What it allows: infer:MODEL, read:MODEL, metrics or *. Repeatable.",
+    help="What it allows: infer:MODEL, read:MODEL, operate:MODEL, metrics or *. Repeatable.",
 )
 @click.option("--days", default=90.0, show_default=True, help="After which it ends; 0 for never.")
 @rate_options

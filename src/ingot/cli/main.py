@@ -21,6 +21,7 @@ VERBS = (
     "rollback",
     "compile",
     "serve",
+    "traffic",
     "batch",
     "jobs",
     "log",

@@ -12,10 +12,12 @@ from ingot.cli._observe_options import observe_fields, observe_options
 from ingot.cli._options import json_option
 from ingot.cli._print import print_json, say
 from ingot.cli._rate_options import rate_of, rate_options
+from ingot.cli._traffic_options import traffic_options, traffic_plan
 from ingot.core.digest import short
 
 if TYPE_CHECKING:
     from ingot.registry.registry import Registry
+    from ingot.registry.version import Version
     from ingot.serve.endpoint import Access, Endpoint, Tls
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -113,6 +115,7 @@ def _work_options(function: F) -> F:
 @rate_options
 @click.option("--dry-run", is_flag=True, help="Check that it could be served, and stop.")
 @async_options
+@traffic_options
 @observe_options
 @json_option
 # Any: the options of the groups above
@@ -127,12 +130,13 @@ def command(
       ingot serve digits:3 digits:2 letters@prod --port 0
       ingot serve digits@prod --workers 2 --max-batch 16 --keys --rate 50 --host 0.0.0.0
       ingot serve digits@prod --async --max-instances 3
+      ingot serve digits@prod --canary digits:4 --require "p95_ms <= 1.2x baseline"
     """
     from ingot.registry.registry import Registry
     from ingot.serve.server import check_endpoints
 
     with Registry.open() as registry:
-        first, *others = (_endpoint(registry, target, options) for target in targets)
+        first, *others = _endpoints(registry, targets, options)
     check_endpoints((first, *others))
     endpoint = replace(first, beside=tuple(others))
     if as_json:
@@ -155,17 +159,31 @@ def command(
 def _run_jobs(endpoint: "Endpoint", options: dict[str, Any]) -> None:
     from ingot.serve.jobs.server import run_jobs
 
-    if endpoint.beside:
+    if endpoint.beside or endpoint.traffic is not None:
         raise click.UsageError("--async takes one version; start a server for each.")
     settings = async_settings(endpoint.version.name, options)
     run_jobs(endpoint, settings, on_ready=lambda url: say(f"taking jobs at {url}"))
 
 
-def _endpoint(registry: "Registry", target: str, options: dict[str, Any]) -> "Endpoint":
+def _endpoints(
+    registry: "Registry", targets: tuple[str, ...], options: dict[str, Any]
+) -> "list[Endpoint]":
+    """Return what is to be served: the targets, and what the traffic options name beside them."""
+    versions = [registry.resolve(target) for target in targets]
+    plan, named = traffic_plan(options, registry.resolve)
+    versions += [version for version in named if version not in versions]
+    found = [_endpoint(registry, version, options) for version in versions]
+    for index, version in enumerate(versions):
+        if plan is not None and version.name == named[0].name:
+            found[index] = replace(found[index], traffic=plan)
+            break
+    return found
+
+
+def _endpoint(registry: "Registry", version: "Version", options: dict[str, Any]) -> "Endpoint":
     from ingot.core.files import home
     from ingot.serve.endpoint import Batching, Endpoint
 
-    version = registry.resolve(target)
     rows = options["max_batch"]
     return Endpoint(
         version,

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +30,7 @@ _SCALE = {
     },
     "items/s": {"items/s": 1.0, "/s": 1.0},
 }  # fmt: skip
+_UNITS = dict.fromkeys(METRICS, "") | MEASURED
 _QUANTITIES = ("drop", "gain", "ratio", "speedup")
 _PATTERN = re.compile(
     r"\s*([A-Za-z0-9_ ]+?)\s*(<=|>=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S*)\s*"
@@ -57,11 +58,15 @@ class Claim:
     bound: float
 
 
-def parse_claim(text: str) -> Claim:
+def parse_claim(text: str, units: Mapping[str, str] = _UNITS) -> Claim:
     """Read `<metric> [[relative] drop|gain|ratio|speedup] <=|>= <number>[unit]`.
 
     A drop is in the metric's own unit: half a point of accuracy is 0.005. A relative drop is a
     share of the baseline, 0.005 or 0.5 %; the sign `%` stands for nothing else.
+
+    Args:
+        text: The sentence.
+        units: Every metric that there is, with its unit: `ms`, `s`, `bytes`, `items/s`, or none.
 
     Raises:
         ClaimError: The sentence does not fit, or names an unknown metric or unit.
@@ -88,13 +93,13 @@ def parse_claim(text: str) -> Claim:
         words.pop()
         quantity = "relative drop"
     metric = "_".join(words)
-    known = [*METRICS, *MEASURED]
-    if metric not in known:
+    if metric not in units:
         raise ClaimError(
             f"A claim must name a known metric; got {metric!r} in {text!r}. "
-            + suggest(metric, known)
+            + suggest(metric, units)
         )
-    bound = float(match[3]) * _scale(text, metric, quantity, match[4])
+    about = f"{metric} {quantity}"
+    bound = float(match[3]) * _scale(text, about, units[metric], match[4])
     if not math.isfinite(bound):
         raise ClaimError(f"A claim must have a finite bound; got {text!r}. Write a smaller number.")
     return Claim(text.strip(), metric, quantity, match[2], bound)  # type: ignore[arg-type] # `<=` or `>=`
@@ -201,25 +206,25 @@ def _relative_drop(row: Comparison, *, top: bool) -> float:
     return 1 - (row.ratio.low if top else row.ratio.high)
 
 
-def _scale(text: str, metric: str, quantity: str, unit: str) -> float:
+def _scale(text: str, about: str, of_metric: str, unit: str) -> float:
+    """Return what a bound is multiplied with; `about` is the metric and the quantity."""
     if not unit:
         return 1.0
+    metric, _, quantity = about.partition(" ")
     if unit == "%" and quantity != "relative drop":
         raise ClaimError(
             f"A per cent must be of the baseline, in a relative drop; got {text!r}. Write "
             f"'{metric} relative drop <= 0.5 %' for that, or a number without it: "
             f"'{metric} drop <= 0.005'."
         )
-    units: dict[str, float]
+    known: Mapping[str, float] = _SCALE.get(of_metric, {})
     if quantity == "relative drop":
-        units = {"%": 0.01}
-    elif quantity in {"ratio", "speedup"} or metric in METRICS:
-        units = {"x": 1.0} if quantity in {"ratio", "speedup"} else {}
-    else:
-        units = _SCALE[MEASURED[metric]]
-    if unit not in units:
+        known = {"%": 0.01}
+    elif quantity in {"ratio", "speedup"}:
+        known = {"x": 1.0}
+    if unit not in known:
         raise ClaimError(
-            f"The unit in {text!r} must fit {metric} {quantity}; got {unit!r}. "
-            + (suggest(unit, units) if units else "Write a fraction without a unit, e.g. 0.01.")
+            f"The unit in {text!r} must fit {about}; got {unit!r}. "
+            + (suggest(unit, known) if known else "Write a fraction without a unit, e.g. 0.01.")
         )
-    return units[unit]
+    return known[unit]

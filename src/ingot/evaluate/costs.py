@@ -6,7 +6,7 @@ import numpy as np
 
 from ingot.data.data import Array, Split
 from ingot.evaluate.evidence import Comparison, Interval
-from ingot.evaluate.intervals import UNBOUNDED
+from ingot.evaluate.intervals import UNBOUNDED, difference_by_ends, ratio_by_ends
 from ingot.models.feeds import feeds_for
 from ingot.models.model import Model
 from ingot.runtime.buckets import MASK, longest
@@ -36,7 +36,7 @@ def _speed(shape: str, a: Measurement, b: Measurement, *, seed: int) -> list[Com
         *latency_ratio(b, a, seed=seed)[:3], method="paired-bootstrap", n=len(a.blocks_ms)
     )
     was, now = (_quantile(m.p50_ms, m.p50_low_ms, m.p50_high_ms, m.n) for m in (a, b))
-    p50 = Comparison("latency", "ms", "lower", was, now, _minus(was, now), ratio, shape)
+    p50 = Comparison("latency", "ms", "lower", was, now, difference_by_ends(was, now), ratio, shape)
     was, now = (_quantile(m.p95_ms, m.p95_low_ms, m.p95_high_ms, m.n) for m in (a, b))
     return [p50, _unpaired("p95_latency", "ms", was, now, shape)]
 
@@ -45,22 +45,12 @@ def _unpaired(
     metric: str, unit: str, was: Interval, now: Interval, setting: str = ""
 ) -> Comparison:
     """Compare two intervals by their ends: wider than a paired interval, and safe."""
-    drop, ratio = _minus(was, now), _over(was, now)
+    drop, ratio = difference_by_ends(was, now), ratio_by_ends(was, now)
     return Comparison(metric, unit, "lower", was, now, drop, ratio, setting)
 
 
 def _quantile(value: float, low: float, high: float, n: int) -> Interval:
     return Interval(value, low, min(high, UNBOUNDED), method="order-statistics", n=n)
-
-
-def _minus(a: Interval, b: Interval) -> Interval:
-    high = min(b.high - a.low, UNBOUNDED)
-    return Interval(b.value - a.value, max(b.low - a.high, -UNBOUNDED), high, method="ends", n=a.n)
-
-
-def _over(a: Interval, b: Interval) -> Interval:
-    high = min(b.high / max(a.low, 1e-300), UNBOUNDED)
-    return Interval(b.value / a.value, b.low / a.high, high, method="ends", n=a.n)
 
 
 def timing_feeds(

@@ -239,6 +239,35 @@ def proportion_ratio(b: int, c: int, right: int, n: int, level: float = 0.95) ->
     return Interval(value, max(0.0, min(ends)), max(ends), level, "exact-bonferroni", n)
 
 
+def difference_by_ends(a: Interval, b: Interval) -> Interval:
+    """Return b - a from the far ends of both: wider than a paired interval, and safe.
+
+    Its level is at least 1 - (1 - level of a) - (1 - level of b).
+
+    Examples:
+        >>> found = difference_by_ends(Interval(0.5, 0.25, 0.75), Interval(1.0, 0.5, 1.5))
+        >>> found.low, found.high
+        (-0.25, 1.25)
+    """
+    high = min(b.high - a.low, UNBOUNDED)
+    return Interval(b.value - a.value, max(b.low - a.high, -UNBOUNDED), high, method="ends", n=a.n)
+
+
+def ratio_by_ends(a: Interval, b: Interval) -> Interval:
+    """Return b / a from the far ends of both, neither of which is negative; see above.
+
+    Examples:
+        >>> found = ratio_by_ends(Interval(2.0, 1.0, 4.0), Interval(2.0, 2.0, 3.0))
+        >>> found.low, found.high
+        (0.5, 3.0)
+    """
+    low, high, value = (
+        min(top / max(below, 1e-300), UNBOUNDED)
+        for top, below in ((b.low, a.high), (b.high, a.low), (b.value, a.value))
+    )
+    return Interval(value, low, high, method="ends", n=a.n)
+
+
 def _check_counts(b: int, c: int, n: int) -> None:
     if n < 1 or b < 0 or c < 0 or b + c > n:
         raise ClaimError(

@@ -16,9 +16,9 @@ from ingot.core.progress import SILENT, Progress
 from ingot.core.seeds import derive_seed
 from ingot.data.data import Array
 from ingot.models.model import Model
-from ingot.runtime._quantiles import quantile_interval
 from ingot.runtime.engine import EngineConfig, Session
 from ingot.runtime.noise import NOISE_LIMIT, NoiseMeter, others_share
+from ingot.runtime.quantiles import quantile_interval
 
 Open = Callable[[Model, EngineConfig], Session]
 Clock = Callable[[], float]

@@ -1,5 +1,6 @@
 """What the pages of every server say: JSON, problem documents, a model's description."""
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_BODY_S = 30.0  # a caller that sends byte by byte does not hold a connection for ever
 _CLOSE = {"connection": "close"}  # the rest of a body that is too large or slow is not read
 _HEADERS = {401: {"www-authenticate": "Bearer"}, 408: _CLOSE, 413: _CLOSE}
 
@@ -69,6 +71,41 @@ async def crash(request: "Request", error: Exception) -> "Response":
     """Answer a request on which the server failed."""
     log.error("%s failed", request.url.path, exc_info=error)
     return problem(500, "The server failed. Its log says why.")
+
+
+async def read_body(request: "Request", what: str, *, most_bytes: int, advice: str) -> bytes:
+    """Return the body of a request.
+
+    Args:
+        request: Whose body.
+        what: What it is, for the message.
+        most_bytes: A larger one is refused.
+        advice: What to do then.
+
+    Raises:
+        RequestError: It is too large (413), does not arrive in time (408), or its caller hangs up.
+    """
+    from starlette.requests import ClientDisconnect
+
+    def check(size: int) -> None:
+        if size > most_bytes:
+            words = f"{what} must be at most {most_bytes:,} bytes; got {size:,} or more. {advice}"
+            raise RequestError(words, status=413)
+
+    length = request.headers.get("content-length", "0")
+    check(int(length) if length.isdigit() else 0)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_S):
+            async for part in request.stream():
+                body += part
+                check(len(body))
+    except TimeoutError as error:
+        words = f"A body must arrive within {_BODY_S:g} s; this one did not. Send it at once."
+        raise RequestError(words, status=408) from error
+    except ClientDisconnect as error:  # nobody reads this answer, and nothing went wrong here
+        raise RequestError("A body must arrive whole; its caller hung up. Send it anew.") from error
+    return bytes(body)
 
 
 def describe_model(endpoint: Endpoint, numbers: Sequence[int]) -> dict[str, object]:

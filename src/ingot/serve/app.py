@@ -1,12 +1,12 @@
 """The web application of a server: routes, headers, one observation per request."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ingot.core.extras import need
+from ingot.registry.version import Version
 from ingot.serve.access.gate import Gate
 from ingot.serve.access.rates import RateLimits, address_of
-from ingot.serve.access.scopes import Principal
 from ingot.serve.answers import (
     crash,
     describe_model,
@@ -29,6 +29,11 @@ from ingot.serve.routing import (
 )
 from ingot.serve.routing import Route as Answering
 from ingot.serve.state import ObservationSink, Served
+from ingot.serve.traffic.dealing import Dealer
+from ingot.serve.traffic.desk import TrafficDesk
+from ingot.serve.traffic.metrics import TrafficMetrics
+from ingot.serve.traffic.ticket import MAIN, PINNED
+from ingot.serve.traffic_page import traffic_routes
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -49,6 +54,7 @@ def build_app(
     gate: Gate | None = None,
     tracer: "Tracer | None" = None,
     limits: RateLimits | None = None,
+    desks: Mapping[str, TrafficDesk] | None = None,
 ) -> "Starlette":
     """Return the ASGI application that answers for some versions.
 
@@ -62,6 +68,7 @@ def build_app(
         gate: Who may ask; None lets everybody.
         tracer: Makes a span of every inference; None makes none.
         limits: How often each caller may; None for any.
+        desks: Traffic by name of the model, where requests are dealt among its versions.
 
     Raises:
         MissingExtraError: The extra `serve` is not installed.
@@ -74,28 +81,47 @@ def build_app(
 
     metrics = metrics or Metrics()
     versions = [one.endpoint.version for one in served]
+    desks = desks or {}
     infer = [
         InferRoute(
-            one, versions, log=log, gate=gate, limits=limits, metrics=_series(one, metrics, log)
+            one, versions, log=log, gate=gate, limits=limits, metrics=_series(one, metrics, log),
+            pinned=PINNED if one.endpoint.version.name in desks else MAIN,
         )
         for one in served
-    ]
+    ]  # fmt: skip
     answering: list[Answering] = [one if tracer is None else tracer.route(one) for one in infer]
-    dispatch = Dispatch(versions, answering)
+    named = _dealers(desks, versions, answering)
+    dispatch = Dispatch(versions, answering, named)
     routes: list[BaseRoute] = [Route(path + "/infer", dispatch) for path in (MODEL, VERSION)]
-    pages = _Pages(served, metrics, gate, limits).routes()
-    routes += [Route(path, page, methods=["GET"]) for path, page in pages]
+    pages = _Pages(served, metrics, gate, limits)
+    routes += [Route(path, page, methods=["GET"]) for path, page in pages.routes()]
+    if desks:
+        metrics.add(TrafficMetrics(desks))
+        routes += traffic_routes(desks, pages.admit)
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(FastPath, versions=versions, routes=answering)],
+        middleware=[Middleware(FastPath, versions=versions, routes=answering, named=named)],
         exception_handlers={
             HTTPException: _http_error,
             RequestError: refusal,
             Exception: crash,
         },
     )
-    app.state.quick = quick_paths(versions, answering)
+    app.state.quick = quick_paths(versions, answering, named)
     return app
+
+
+def _dealers(
+    desks: Mapping[str, TrafficDesk], versions: Sequence[Version], routes: Sequence[Answering]
+) -> dict[str, Dealer]:
+    """Return what answers for each name that requests are dealt for."""
+    pairs = list(zip(versions, routes, strict=True))
+    return {
+        name: desk.dealer(
+            {version.number: route for version, route in pairs if version.name == name}
+        )
+        for name, desk in desks.items()
+    }
 
 
 def _series(one: Served, metrics: Metrics, log: ObservationSink | None) -> Series:
@@ -180,7 +206,7 @@ class _Pages:
     async def prometheus(self, request: "Request") -> "Response":
         from starlette.responses import Response
 
-        await self._admit(request, "metrics")
+        await self.admit(request, "metrics")
         text = self._metrics.text()
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -195,10 +221,12 @@ class _Pages:
             shown = [one for one in shown if caller.may("read", one.version.name)]
         return json_answer(openapi(shown, version=version("ingot")))
 
-    async def _admit(self, request: "Request", action: str, model: str = "") -> Principal | None:
+    async def admit(self, request: "Request", action: str, model: str = "") -> str:
+        """Return who asks, empty where nobody has to say; refuse whoever may not."""
         if self._gate is None:
-            return None
-        return await self._gate.admit(request.headers.get("authorization", ""), action, model)
+            return ""
+        proof = request.headers.get("authorization", "")
+        return (await self._gate.admit(proof, action, model)).name
 
     async def _named(self, request: "Request", *, also: str = "") -> Served:
         """Return what a path names, to a caller who may read it or do something else."""

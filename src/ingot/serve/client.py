@@ -53,8 +53,8 @@ def predict(
     else:
         body = json.dumps({"inputs": [_write(n, a) for n, a in arrays.items()]}).encode()
     sent |= dict(headers or {})
-    answer, tail, received = _ask(url, "POST", path, body=body, headers=sent, timeout_s=timeout_s)
-    return _read_all(answer["outputs"], tail), received
+    answer, tail, received = ask(url, "POST", path, body=body, headers=sent, timeout_s=timeout_s)
+    return read_tensors(answer["outputs"], tail), received
 
 
 def fetch_signature(
@@ -72,7 +72,7 @@ def fetch_signature(
         ServeError: No answer, or the server refused; its own message is quoted.
     """
     path = f"/v2/models/{quote(name, safe='')}"
-    answer, _, _ = _ask(url, "GET", path, body=None, headers=headers or {}, timeout_s=timeout_s)
+    answer, _, _ = ask(url, "GET", path, body=None, headers=headers or {}, timeout_s=timeout_s)
     return Signature(
         tuple(_spec(row) for row in answer["inputs"]),
         tuple(_spec(row) for row in answer["outputs"]),
@@ -80,7 +80,7 @@ def fetch_signature(
 
 
 # Any below is parsed JSON; what it must hold is the protocol's promise.
-def _ask(
+def ask(
     url: str,
     method: str,
     path: str,
@@ -89,6 +89,19 @@ def _ask(
     headers: Mapping[str, str],
     timeout_s: float,
 ) -> tuple[Any, bytes, dict[str, str]]:
+    """Send one request and return its answer: JSON, bytes after it, headers in lower case.
+
+    Args:
+        url: Address of the server.
+        method: Of HTTP.
+        path: After the address.
+        body: What is sent; None sends nothing.
+        headers: Of the request.
+        timeout_s: Seconds to wait for each step of the exchange.
+
+    Raises:
+        ServeError: No answer, or the server refused; its own message is quoted.
+    """
     parts = urlsplit(url)
     kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
     if parts.scheme not in kinds or not parts.hostname:
@@ -166,7 +179,13 @@ def _write(name: str, array: Array) -> dict[str, object]:
     return {"name": name, "datatype": datatype, "shape": list(array.shape), "data": data}
 
 
-def _read_all(tensors: Any, tail: bytes) -> dict[str, Array]:
+def read_tensors(tensors: Any, tail: bytes) -> dict[str, Array]:
+    """Return the arrays of an answer by output name.
+
+    Args:
+        tensors: Its `outputs`.
+        tail: The bytes after its JSON, where those outputs are that have a `binary_data_size`.
+    """
     arrays: dict[str, Array] = {}
     start = 0
     for tensor in tensors:

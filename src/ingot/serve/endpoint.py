@@ -10,6 +10,7 @@ from ingot.core.errors import ServeError
 from ingot.models.model import Model
 from ingot.observe.rules import LogRules
 from ingot.registry.version import Version
+from ingot.serve.traffic.plan import Traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +150,8 @@ class Endpoint:
             sets no limit; a key may have a rate of its own.
         grpc_port: Port that speaks gRPC beside it, 0 picks a free one; None speaks none.
         tls: Files for encrypted connections; None speaks plain HTTP.
+        traffic: How requests for its name are dealt among the versions of that name; None gives
+            them all to this one.
         beside: More versions at the same address; what is about the address is taken from this one.
         log_rules: What the observation log keeps; everything, for ever, if not given.
         tracing: Where traces go; None makes none.
@@ -172,6 +175,7 @@ class Endpoint:
     rate: Rate | None = None
     tls: Tls | None = None
     grpc_port: int | None = None
+    traffic: Traffic | None = None
     beside: tuple["Endpoint", ...] = ()
     log_rules: LogRules | None = None
     tracing: Tracing | None = None

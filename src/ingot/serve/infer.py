@@ -39,6 +39,7 @@ from ingot.serve.protocol import (
 from ingot.serve.routing import Headers, Receive, Reply, Scope, Send, refuse_path
 from ingot.serve.runner import Runner, blame
 from ingot.serve.state import ObservationSink, Served
+from ingot.serve.traffic.ticket import MAIN, TICKET, Exchange, Ticket
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,8 @@ class _Call:
     method: str
     headers: dict[bytes, str]
     limit_s: float
+    ticket: Ticket
+    body: bytes = b""
     request_id: str = ""
     step: int = 0
     inputs_ref: str = ""
@@ -96,6 +99,8 @@ class InferRoute:
         log: Where observations go.
         gate: Who may ask.
         limits: How often; None for any.
+        pinned: Ticket of requests that are not dealt but name the version; it counts as its own
+            where requests are dealt at all.
         clock: UTC seconds since 1970.
     """
 
@@ -108,6 +113,7 @@ class InferRoute:
         log: ObservationSink | None = None,
         gate: Gate | None = None,
         limits: RateLimits | None = None,
+        pinned: Ticket = MAIN,
         clock: Callable[[], float] = time.time,
     ) -> None:
         endpoint = served.endpoint
@@ -118,6 +124,7 @@ class InferRoute:
         self._session, self._state, self._clock = served.session, served.state, clock
         self._metrics, self._log, self._gate, self._limits = metrics, log, gate, limits
         self._read = _READ if gate is None else _READ | {b"authorization"}
+        self._pinned, self._is_dealt = pinned, pinned is not MAIN
         self._digest = endpoint.version.digest
         self._number = str(endpoint.version.number)
         self._headers = [
@@ -127,7 +134,8 @@ class InferRoute:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; whatever happens is counted and observed."""
-        call = self._call(scope["path_params"], scope["method"], scope["headers"])
+        found = scope.get(TICKET, self._pinned) if self._is_dealt else MAIN
+        call = self._call(scope["path_params"], scope["method"], scope["headers"], found)
         self._state.in_flight += 1
         # what a request gets that is cancelled when draining takes too long
         status, body = 503, b""
@@ -152,7 +160,7 @@ class InferRoute:
         state, caller = self._state, None
         if state.runner is not None or len(body) > min(state.inline_bytes, self._limit):
             return None
-        call = self._call(path, "POST", headers)
+        call = self._call(path, "POST", headers, self._pinned)
         try:
             self._identify(call)
             if self._gate is not None:
@@ -176,10 +184,13 @@ class InferRoute:
         self._note(call, status, answer)
         return Reply(status, self._reply_headers(call, status, len(answer)), answer)
 
-    def _call(self, path: Mapping[str, str], method: str, headers: Headers) -> _Call:
+    def _call(
+        self, path: Mapping[str, str], method: str, headers: Headers, ticket: Ticket
+    ) -> _Call:
         read = self._read
         known = {k: v.decode("latin-1") for k, v in headers if k in read}
-        return _Call(self._clock(), time.perf_counter(), path, method, known, self._timeout_s)
+        now, limit_s = time.perf_counter(), self._timeout_s
+        return _Call(self._clock(), now, path, method, known, limit_s, ticket)
 
     async def _answer(self, call: _Call, scope: Scope, receive: Receive) -> tuple[int, bytes]:
         try:
@@ -195,7 +206,7 @@ class InferRoute:
             body = await self._body(call, receive)
             if body is None:
                 return CLIENT_GONE, b""
-            call.inputs_ref = digest_bytes(body)
+            call.body, call.inputs_ref = body, digest_bytes(body)
             state = self._state
             is_small = len(body) <= state.inline_bytes and state.runner is None
             if is_small and call.left_s() > 0:
@@ -329,6 +340,8 @@ class InferRoute:
             (b"x-request-id", call.request_id.encode()),
             (b"content-length", b"%d" % size),
         ]
+        if call.ticket.header is not None:
+            headers.append(call.ticket.header)
         if status != 200:
             headers[0] = _PROBLEM
             if call.retry_after is None:
@@ -343,25 +356,33 @@ class InferRoute:
     def _note(self, call: _Call, status: int, body: bytes) -> None:
         seconds = time.perf_counter() - call.started
         self._metrics.count(status, seconds)
-        if self._log is None:
+        ticket = call.ticket
+        if ticket.tally is not None:
+            ticket.tally.count(status, seconds)
+        if self._log is None and ticket.copier is None:
             return
-        self._log.record(
-            Observation(
-                request_id=call.request_id,
-                time=call.time,
-                endpoint=self._version.name,
-                version=self._digest,
-                unit_key=call.headers.get(b"ingot-unit", ""),
-                inputs_ref=call.inputs_ref,
-                output_ref=digest_bytes(body) if body else "",
-                status=status,
-                latency_ms=seconds * 1e3,
-                client=call.client,
-                hour=int(call.time // 3600 % 24),
-                episode_id=call.headers.get(b"ingot-episode", ""),
-                step=call.step,
-            )
+        observation = Observation(
+            request_id=call.request_id,
+            time=call.time,
+            endpoint=self._version.name,
+            version=self._digest,
+            unit_key=call.headers.get(b"ingot-unit", ""),
+            arm=ticket.arm,
+            propensity=ticket.propensity,
+            inputs_ref=call.inputs_ref,
+            output_ref=digest_bytes(body) if body else "",
+            status=status,
+            latency_ms=seconds * 1e3,
+            client=call.client,
+            hour=int(call.time // 3600 % 24),
+            episode_id=call.headers.get(b"ingot-episode", ""),
+            step=call.step,
         )
+        if self._log is not None:
+            self._log.record(observation)
+        if ticket.copier is not None:
+            length = call.headers.get(LENGTH_HEADER)
+            ticket.copier.copy(observation, Exchange(call.body, length, body, call.json_bytes))
 
 
 def _failed(call: _Call, error: Exception) -> tuple[int, bytes]:

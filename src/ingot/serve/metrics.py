@@ -56,6 +56,11 @@ class Metrics:
         self._rows.labels(model, version).observe(rows)
         self._reasons.labels(model, version, reason).inc()
 
+    # prometheus_client is untyped here
+    def add(self, collector: Any) -> None:
+        """Publish families that are made when Prometheus asks: `collector.collect()` gives them."""
+        self._registry.register(collector)
+
     def text(self) -> bytes:
         """Return every series in Prometheus text format."""
         prometheus = need("prometheus_client", extra="serve", what="Serving")

@@ -49,12 +49,33 @@ def openapi(endpoints: Sequence[Endpoint], *, version: str) -> Schema:
         if endpoint.version.name not in named:  # the first version answers for the name alone
             bases.insert(0, model)
         named.add(endpoint.version.name)
+        if endpoint.traffic is not None:
+            paths[f"{model}/traffic"] = _traffic()
         for base in bases:
             paths[base] = page("Inputs and outputs of the model.")
             paths[base + "/stats"] = stats_page()
             paths[base + "/ready"] = page("Whether the model answers.", no=(503,))
             paths[base + "/infer"] = {"post": _infer(endpoint.model.signature)}
     return document("Ingot endpoint", paths, version=version)
+
+
+def _traffic() -> Schema:
+    share = {"type": "number", "minimum": 0, "maximum": 1}
+    change = {
+        "type": "object",
+        "maxProperties": 1,
+        "properties": {
+            "weights": {"type": "object", "additionalProperties": share},
+            "roll_back": {"const": True},
+            "start": {"const": True},
+        },
+        "additionalProperties": False,
+    }
+    item = page("How requests for the name are dealt among its versions, and every decision.")
+    answers = item["get"]["responses"] | refusals((400, 413, 415, 422))
+    body = {"required": True, "content": {"application/json": {"schema": change}}}
+    summary = "Set weights, roll the canary back, or start it again."
+    return item | {"post": {"summary": summary, "requestBody": body, "responses": answers}}
 
 
 def _infer(signature: Signature) -> Schema:

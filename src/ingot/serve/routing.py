@@ -83,34 +83,37 @@ class QuickRoute(Route, Protocol):
 
 
 def exact_paths(
-    versions: Sequence[Version], routes: Sequence[Route]
+    versions: Sequence[Version], routes: Sequence[Route], named: Mapping[str, Route]
 ) -> dict[str, tuple[Route, Mapping[str, str]]]:
     """Return what answers for each infer path in its usual spelling, with what the path names.
 
     Args:
         versions: What is served.
         routes: What answers for each.
+        named: What answers for a name without a number; the first version of it elsewhere.
     """
     paths: dict[str, tuple[Route, Mapping[str, str]]] = {}
     for version, route in zip(versions, routes, strict=True):
         served = {"name": version.name, "number": str(version.number)}
         paths[VERSION.format(**served) + "/infer"] = (route, served)
         # a path without a number means the first version of that name
-        paths.setdefault(MODEL.format(**served) + "/infer", (route, {"name": version.name}))
+        first = (named.get(version.name, route), {"name": version.name})
+        paths.setdefault(MODEL.format(**served) + "/infer", first)
     return paths
 
 
 def quick_paths(
-    versions: Sequence[Version], routes: Sequence[Route]
+    versions: Sequence[Version], routes: Sequence[Route], named: Mapping[str, Route]
 ) -> dict[bytes, tuple[QuickRoute, Mapping[str, str]]]:
     """Return what may answer on the spot for a path, with what the path names.
 
     Args:
         versions: What is served.
         routes: What answers for each.
+        named: What answers for a name without a number; the first version of it elsewhere.
     """
     quick: dict[bytes, tuple[QuickRoute, Mapping[str, str]]] = {}
-    for path, (route, names) in exact_paths(versions, routes).items():
+    for path, (route, names) in exact_paths(versions, routes, named).items():
         if isinstance(route, QuickRoute):
             quick[path.encode()] = (route, names)
     return quick
@@ -122,15 +125,22 @@ class Dispatch:
     Args:
         versions: What is served.
         routes: What answers for each; the first also answers for what is not served, with 404.
+        named: What answers for a name without a number, where that is not the first version.
     """
 
-    def __init__(self, versions: Sequence[Version], routes: Sequence[Route]) -> None:
-        self._versions, self._routes = versions, routes
+    def __init__(
+        self, versions: Sequence[Version], routes: Sequence[Route], named: Mapping[str, Route]
+    ) -> None:
+        self._versions, self._routes, self._named = versions, routes, named
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer."""
-        index = find_version(self._versions, scope["path_params"])
-        await self._routes[index or 0](scope, receive, send)
+        path = scope["path_params"]
+        index = find_version(self._versions, path)
+        route = self._routes[index or 0]
+        if "number" not in path:
+            route = self._named.get(path["name"], route)
+        await route(scope, receive, send)
 
 
 class FastPath:
@@ -140,12 +150,20 @@ class FastPath:
         app: The rest of the application.
         versions: What is served.
         routes: What answers for each. Exact paths go past; the router takes every other spelling.
+        named: What answers for a name without a number, where that is not the first version.
     """
 
     # Any: an ASGI application of the framework
-    def __init__(self, app: Any, *, versions: Sequence[Version], routes: Sequence[Route]) -> None:
+    def __init__(
+        self,
+        app: Any,
+        *,
+        versions: Sequence[Version],
+        routes: Sequence[Route],
+        named: Mapping[str, Route],
+    ) -> None:
         self._app = app
-        self._paths = exact_paths(versions, routes)
+        self._paths = exact_paths(versions, routes, named)
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Answer, or pass on."""

@@ -73,6 +73,7 @@ def serve_in_thread(endpoint: Endpoint, session: Session | None = None) -> Runni
     """
     need_server()
     from ingot.serve.app import build_app
+    from ingot.serve.desks import open_desks, start_desks
     from ingot.serve.metrics import Metrics
     from ingot.serve.web import Server
     from ingot.serve.workers.workforce import Workforce
@@ -93,12 +94,14 @@ def serve_in_thread(endpoint: Endpoint, session: Session | None = None) -> Runni
         observations = _open_log(endpoint)
         if observations is not None:
             stack.callback(observations.close)
-        limits = open_limits(endpoint)
+        limits, desks = open_limits(endpoint), open_desks(served, observations, stack)
         app = build_app(
-            served, observations, metrics=metrics, gate=gate, limits=limits, tracer=tracer
-        )
+            served, observations, metrics=metrics, gate=gate, limits=limits, tracer=tracer,
+            desks=desks,
+        )  # fmt: skip
         server = Server(app, endpoint, workforce)
         thread = start(server, listener)
+        start_desks(desks, served)
         url, states = url_of(listener, endpoint.tls), tuple(one.state for one in served)
         return RunningEndpoint(url, server, thread, stack.pop_all(), states, endpoint.drain_s)
     raise AssertionError("unreachable: an ExitStack that is popped swallows nothing")

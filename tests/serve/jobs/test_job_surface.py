@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from job_words import JOBS, request_of
 from starlette.applications import Starlette
 
-from ingot.serve.jobs import web
+from ingot.serve import answers
 from ingot.serve.jobs.app import build_jobs_app
 from ingot.serve.jobs.decisions import DecisionLog
 from ingot.serve.jobs.desk import JobDesk
@@ -125,7 +125,7 @@ def test_no_path_makes_the_server_fail(app, method, pieces, query):
 
 
 def test_a_body_that_comes_too_slowly_is_408(app, monkeypatch):
-    monkeypatch.setattr(web, "_BODY_S", 0.01)
+    monkeypatch.setattr(answers, "_BODY_S", 0.01)
 
     async def slow():
         yield b"{"

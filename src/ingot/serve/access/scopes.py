@@ -1,4 +1,4 @@
-"""What a caller is allowed: scopes such as `infer:digits`, `read:*` and `metrics`."""
+"""What a caller is allowed: scopes such as `infer:digits`, `read:*`, `operate:*` and `metrics`."""
 
 import re
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ingot.core.errors import ServeError
 from ingot.serve.endpoint import Rate
 
-_SCOPE = re.compile(r"\*|metrics|(infer|read):(\*|[A-Za-z0-9][\w.-]*\*?)")
+_SCOPE = re.compile(r"\*|metrics|(infer|read|operate):(\*|[A-Za-z0-9][\w.-]*\*?)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class Principal:
         """Say whether it may do something.
 
         Args:
-            action: `infer`, `read` (metadata of a model) or `metrics`.
-            model: Name of the model, for the first two.
+            action: `infer`, `read` (metadata of a model), `operate` (its traffic) or `metrics`.
+            model: Name of the model, for all but the last.
 
         Examples:
             >>> caller = Principal("robot", frozenset({"infer:arm-*"}))
@@ -40,7 +40,7 @@ class Principal:
             >>> caller.may("infer", "leg"), caller.may("metrics")
             (False, False)
         """
-        wanted = {"read": ("read", "infer")}.get(action, (action,))
+        wanted = {"read": ("read", "infer", "operate")}.get(action, (action,))
         return any(_allows(scope, wanted, model) for scope in self.scopes)
 
 
@@ -54,8 +54,8 @@ def check_scopes(scopes: Iterable[str]) -> frozenset[str]:
     for scope in sorted(found) or [""]:
         if not _SCOPE.fullmatch(scope):
             raise ServeError(
-                "A scope must be infer:MODEL, read:MODEL, metrics or *, where MODEL may end in or "
-                f"be *; got {scope!r}. For one model: infer:digits."
+                "A scope must be infer:MODEL, read:MODEL, operate:MODEL, metrics or *, where MODEL "
+                f"may end in or be *; got {scope!r}. For one model: infer:digits."
             )
     return found
 

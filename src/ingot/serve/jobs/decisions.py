@@ -1,27 +1,18 @@
 """The record of scaling: every decision and every death of an instance, with its reason."""
 
-import logging
-import sqlite3
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ingot.core.digest import Json
-from ingot.ledger.database import open_database, transaction
+from ingot.serve.decision_log import DecisionTable
 from ingot.twin.policy import Decision
 
-log = logging.getLogger(__name__)
-
-_TABLE = """CREATE TABLE IF NOT EXISTS decisions (id INTEGER PRIMARY KEY, endpoint TEXT NOT NULL,
-    time REAL NOT NULL, action TEXT NOT NULL, before INTEGER NOT NULL, instances INTEGER NOT NULL,
-    backlog INTEGER NOT NULL, reason TEXT NOT NULL)"""
-_INDEX = "CREATE INDEX IF NOT EXISTS decisions_by_endpoint ON decisions (endpoint, id)"
-_INSERT = (
-    "INSERT INTO decisions (endpoint, time, action, before, instances, backlog, reason)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?)"
-)
+_COLUMNS = {
+    "time": "REAL", "action": "TEXT", "before": "INTEGER", "instances": "INTEGER",
+    "backlog": "INTEGER", "reason": "TEXT",
+}  # fmt: skip
 _KEPT = 200_000  # two days of a decision a second
 
 
@@ -63,10 +54,8 @@ class DecisionLog:
     """
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
-        self._clock, self._lock, self._is_idle = clock, threading.Lock(), False
-        self._db = open_database(path, synchronous="NORMAL", shared=True)
-        self._db.execute(_TABLE)
-        self._db.execute(_INDEX)
+        self._clock, self._is_idle = clock, False
+        self._table = DecisionTable(path, "decisions", _COLUMNS, kept=_KEPT)
 
     def record(self, endpoint: str, decision: Decision) -> None:
         """Write one decision."""
@@ -75,37 +64,19 @@ class DecisionLog:
         if idle and self._is_idle:
             return
         self._is_idle = idle
-        self._write(
-            endpoint, decision.action, seen.instances, decision.instances, seen.backlog,
-            decision.reason,
+        self._table.add(
+            endpoint, self._clock(), decision.action, seen.instances, decision.instances,
+            seen.backlog, decision.reason,
         )  # fmt: skip
 
     def died(self, endpoint: str, *, before: int, backlog: int, reason: str) -> None:
         """Write that an instance ended by itself."""
-        self._write(endpoint, "died", before, before - 1, backlog, reason)
+        self._table.add(endpoint, self._clock(), "died", before, before - 1, backlog, reason)
 
     def read(self, endpoint: str, *, after: int = 0, limit: int = 1000) -> list[Recorded]:
         """Return the newest rows above an id, in order of time."""
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT id, time, action, before, instances, backlog, reason FROM decisions"
-                " WHERE endpoint = ? AND id > ? ORDER BY id DESC LIMIT ?",
-                (endpoint, after, limit),
-            ).fetchall()
-        return [Recorded(*row) for row in reversed(rows)]
+        return [Recorded(*row) for row in self._table.read(endpoint, after=after, limit=limit)]
 
     def close(self) -> None:
         """Close the file."""
-        with self._lock:
-            self._db.close()
-
-    def _write(self, endpoint: str, *values: object) -> None:
-        # scaling must go on when its record cannot be written: a full disk, a closed file
-        try:
-            with self._lock, transaction(self._db):
-                cursor = self._db.execute(_INSERT, (endpoint, self._clock(), *values))
-                last = cursor.lastrowid or 0
-                if last % 1000 == 0:
-                    self._db.execute("DELETE FROM decisions WHERE id <= ?", (last - _KEPT,))
-        except sqlite3.Error as error:
-            log.error("a scaling decision was not recorded: %s", error)
+        self._table.close()

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from ingot.core.names import suggest
-from ingot.serve.answers import json_answer, problem, refusal
+from ingot.serve.answers import json_answer, problem, read_body, refusal
 from ingot.serve.jobs.desk import JobDesk
 from ingot.serve.jobs.job import MAX_INLINE_BYTES, Job, JobState, QuotaError, StoreError
 from ingot.serve.jobs.openapi import MOST_DECISIONS, MOST_LISTED
@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 
 _LOOK_S = 0.05  # how often a followed job is looked at
 _COMMENT_S = 15.0  # how often a silent event stream says that it lives
-_BODY_S = 30.0  # a caller that sends a request byte by byte does not hold a connection for ever
 _NOT_KEPT = (
     "A job must be kept on disk before it is accepted; it could not be. Nothing was accepted; "
     "ask again later."
@@ -102,7 +101,10 @@ class _Pages:
         if encoding != "identity":
             words = f"A body must be sent as it is; got content-encoding {encoding[:32]!r}. "
             raise RequestError(words + "Turn compression off in the client.", status=415)
-        body = await _body(request)
+        body = await read_body(
+            request, "A job's request", most_bytes=MAX_INLINE_BYTES,
+            advice="Write it to a file and send its place as input_uri.",
+        )  # fmt: skip
         origin = read_origin(request.headers, getattr(request.state, "client", ""))
         key = request.headers.get("idempotency-key", "")
         job = self._desk.read(body, key, origin.to_text())
@@ -222,41 +224,6 @@ class _Pages:
                 silent_s = 0.0
                 yield ": still here\n\n"
             found = await self._desk.get(job.id)
-
-
-async def _body(request: "Request") -> bytes:
-    """Return the body, which is not read beyond what a request may carry."""
-    from starlette.requests import ClientDisconnect
-
-    length = request.headers.get("content-length", "0")
-    if length.isdigit() and int(length) > MAX_INLINE_BYTES:
-        raise _too_large(int(length))
-    try:
-        return await asyncio.wait_for(_arrived(request), _BODY_S)
-    except TimeoutError as error:
-        words = f"A body must arrive within {_BODY_S:g} s; this one did not. Send it at once."
-        raise RequestError(words, status=408) from error
-    except ClientDisconnect as error:  # nobody reads this answer, and nothing went wrong here
-        raise RequestError("A body must arrive whole; its caller hung up. Send it anew.") from error
-
-
-async def _arrived(request: "Request") -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    async for part in request.stream():
-        parts.append(part)
-        size += len(part)
-        if size > MAX_INLINE_BYTES:
-            raise _too_large(size)
-    return b"".join(parts)
-
-
-def _too_large(size: int) -> RequestError:
-    return RequestError(
-        f"A job's request must be at most {MAX_INLINE_BYTES:,} bytes; got {size:,} or more. "
-        "Write it to a file and send its place as input_uri.",
-        status=413,
-    )
 
 
 def _number(text: str, name: str, most: int, *, least: int = 1) -> int:

@@ -166,7 +166,8 @@ class RpcServer:
             await self._refuse(context, answer)
         await context.send_initial_metadata(tuple(
             (name.decode(), answer.headers[name].decode())
-            for name in (b"ingot-version", b"ingot-model", b"x-request-id")
+            for name in (b"ingot-version", b"ingot-model", b"x-request-id", b"ingot-arm")
+            if name in answer.headers
         ))  # fmt: skip
         return infer_answer(answer.body, answer.headers)
 

@@ -28,11 +28,29 @@ def quantile_interval(
         >>> quantile_interval(range(1, 11), 0.5)
         (5.5, 2.0, 9.0)
     """
-    from scipy.stats import binom  # scipy.stats takes longer to import than most sessions to open
-
     ordered = np.sort(np.asarray(values, dtype=np.float64))
-    n, tail = len(ordered), (1 - level) / 2
-    first, last = int(binom.ppf(tail, n, q)), int(binom.ppf(1 - tail, n, q)) + 1
+    n = len(ordered)
+    first, last = quantile_ranks(n, q, level=level)
     low = float(ordered[first - 1]) if first >= 1 else 0.0
     high = float(ordered[last - 1]) if last <= n else math.inf
     return float(np.quantile(ordered, q)), low, high
+
+
+def quantile_ranks(n: int, q: float, *, level: float = 0.95) -> tuple[int, int]:
+    """Return the ranks, from 1, of the two order statistics that enclose a quantile.
+
+    Rank 0 or n + 1 says that the sample is too small to give that end.
+
+    Args:
+        n: Independent observations, at least one.
+        q: Which quantile, 0 to 1.
+        level: Two-sided confidence.
+
+    Examples:
+        >>> quantile_ranks(10, 0.5)
+        (2, 9)
+    """
+    from scipy.stats import binom  # scipy.stats takes longer to import than most sessions to open
+
+    tail = (1 - level) / 2
+    return int(binom.ppf(tail, n, q)), int(binom.ppf(1 - tail, n, q)) + 1

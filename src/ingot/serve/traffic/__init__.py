@@ -1,0 +1,1 @@
+"""Who answers a request that names no version: splits, shadows, canaries."""

@@ -1,0 +1,335 @@
+"""The traffic of one name at work: dealt, judged, decided, recorded."""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ingot.core.digest import Json, digest_json
+from ingot.core.errors import ServeError
+from ingot.registry.version import Version
+from ingot.serve.routing import Route
+from ingot.serve.traffic.agreement import Sums
+from ingot.serve.traffic.dealing import Dealer, Table
+from ingot.serve.traffic.plan import Traffic
+from ingot.serve.traffic.record import Recorded, TrafficRecord
+from ingot.serve.traffic.shadow import Copies
+from ingot.serve.traffic.split import Split, check_served
+from ingot.twin.canary import Decision, Memory
+from ingot.twin.tally import Seen
+
+log = logging.getLogger(__name__)
+
+TICK_S = 1.0
+RULE = "canary"  # who decides when nobody does
+
+
+@dataclass(slots=True)
+class _Position:
+    """Where the traffic stands.
+
+    Attributes:
+        state: `split`, `running`, `done`, `rolled back` or `by hand`.
+        memory: Of the canary.
+        agreed: Copies compared and agreed when the step began.
+    """
+
+    state: str
+    memory: Memory
+    agreed: tuple[int, int] = (0, 0)
+
+
+class TrafficDesk:
+    """Deals the requests for one name and decides about its canary.
+
+    Args:
+        plan: What was asked for.
+        versions: Those of the name that are served; the first answers without a plan.
+        copies: The shadow at work, if the plan has one.
+        clock: UTC seconds since 1970.
+
+    Attributes:
+        name: Of the model.
+        plan: What was asked for.
+
+    Raises:
+        ServeError: The plan names a version that is not served.
+        LedgerError: The record cannot be opened.
+    """
+
+    def __init__(
+        self,
+        plan: Traffic,
+        versions: Sequence[Version],
+        *,
+        copies: Copies | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.plan, self.name, self._clock = plan, versions[0].name, clock
+        self._versions = {version.number: version for version in versions}
+        self._copies, self._lock, self._stop = copies, threading.Lock(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._dealer: Dealer | None = None
+        self._rng = random.Random(plan.seed)  # noqa: S311 # chance for a study, not a secret
+        self._base = self._base_split()
+        for number in self._named():
+            check_served({number}, set(self._versions), self.name)
+        self._digest = self._plan_digest()
+        self._record = None if plan.record is None else TrafficRecord(plan.record)
+        self._at = self._begin()
+        restored = self._restore()
+        self._table = self._lay(restored or self._planned())
+        if restored is None:
+            self._note("start", "", "as planned")
+
+    @property
+    def table(self) -> Table:
+        """What requests are dealt by now."""
+        return self._table
+
+    @property
+    def state(self) -> str:
+        """`split`, `running`, `done`, `rolled back` or `by hand`."""
+        return self._at.state
+
+    @property
+    def sums(self) -> Sums | None:
+        """What became of copies; None without a shadow."""
+        return None if self._copies is None else self._copies.sums
+
+    def dealer(self, routes: Mapping[int, Route]) -> Dealer:
+        """Return what answers for the name.
+
+        Args:
+            routes: What answers for each version.
+        """
+        self._dealer = Dealer(self._table, routes, self._rng)
+        return self._dealer
+
+    def start(self, is_draining: Callable[[], bool]) -> None:
+        """Look after the canary once a second, in a thread; nothing is decided while draining."""
+        if self.plan.canary is None:
+            return
+        import scipy.stats  # noqa: F401 # takes a second to import: not at the first look
+
+        self._thread = threading.Thread(
+            target=self._watch, args=(is_draining,), name="ingot-traffic", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """End looking, and the shadow."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self._copies is not None:
+            self._copies.close()
+        if self._record is not None:
+            self._record.close()
+
+    def tick(self) -> Decision | None:
+        """Check the canary now; what it decides holds for the next request."""
+        with self._lock:
+            canary = self.plan.canary
+            if canary is None or self._at.state != "running":
+                return None
+            decision = canary.decide(self._seen(canary.version), self._at.memory)
+            self._at.memory = decision.memory
+            if decision.action != "stay":
+                self._at = _Position(decision.memory.state, decision.memory)
+                self._put(self._base.raised(canary.version, decision.weight))
+            if decision.judgements:
+                self._note(decision.action, RULE, decision)
+            return decision
+
+    def set_weights(self, weights: Mapping[int, float], who: str) -> None:
+        """Deal by these shares from now on; a canary is no longer looked after.
+
+        Args:
+            weights: Share of each version, all together 1.
+            who: Who asks.
+
+        Raises:
+            ServeError: They do not sum to 1, or a version is not served.
+        """
+        split = Split(tuple(weights.items()), self._base.salt)
+        check_served(set(weights), set(self._versions), self.name)
+        with self._lock:
+            self._at = _Position("by hand", self._at.memory)
+            self._put(split)
+            self._note("weights", who, "weights set by hand")
+
+    def roll_back(self, who: str) -> None:
+        """Take the canary out.
+
+        Raises:
+            ServeError: There is none.
+        """
+        with self._lock:
+            canary = self._need_canary()
+            memory = Memory(state="rolled back", step=self._at.memory.step)
+            self._at = _Position("rolled back", memory)
+            self._put(self._base.raised(canary, 0.0))
+            self._note("roll back", who, "rolled back by hand")
+
+    def restart(self, who: str) -> None:
+        """Begin the canary again at its first step, whatever became of it.
+
+        Raises:
+            ServeError: There is none.
+        """
+        with self._lock:
+            self._need_canary()
+            self._at = self._begin()
+            self._put(self._planned())
+            self._note("start", who, "started again by hand")
+
+    def describe(self) -> dict[str, Json]:
+        """Return plan, weights, counts and decisions as JSON."""
+        canary, table = self.plan.canary, self._table
+        counts = {number: tally.counts() for number, tally in table.tallies.items()}
+        rows = self._record.read(self.name, limit=200) if self._record is not None else []
+        return {
+            "name": self.name,
+            "state": self._at.state,
+            "weights": {str(number): weight for number, weight in table.split.weights},
+            "salt": self._base.salt,
+            "counts": {
+                str(number): {"requests": one.requests, "errors": one.errors}
+                for number, one in counts.items()
+            },
+            "canary": None if canary is None else asdict(canary),
+            "step": None if canary is None else self._at.memory.step + 1,
+            "shadow": None if self.plan.shadow is None else asdict(self.plan.shadow),
+            "copies": None if self.sums is None else self.sums.to_json(),
+            "decisions": [row.to_json() for row in rows],
+            "next": self.advice(),
+        }
+
+    def advice(self) -> str:
+        """Return the command to run when the canary has ended; empty before."""
+        canary = self.plan.canary
+        if canary is None or self._at.state not in {"done", "rolled back"}:
+            return ""
+        label = self._versions[canary.version].label
+        if self._at.state == "done":
+            return f"ingot promote {label} STAGE"
+        return f"ingot serve {self._versions[self._base.main].label}"
+
+    def _watch(self, is_draining: Callable[[], bool]) -> None:
+        while not self._stop.wait(TICK_S):
+            try:
+                if not is_draining():
+                    self.tick()
+            except Exception:  # the watch must go on: a canary that nobody looks after is a danger
+                log.exception("the canary of %s could not be checked", self.name)
+
+    def _seen(self, number: int) -> Seen:
+        tallies, baseline = self._table.tallies, self._base.main
+        compared, agreed = self._compared()
+        return Seen(
+            self._clock(),
+            tallies[number].counts(),
+            tallies[baseline].counts() if baseline in tallies else None,
+            compared - self._at.agreed[0],
+            agreed - self._at.agreed[1],
+        )
+
+    def _compared(self) -> tuple[int, int]:
+        return (0, 0) if self._copies is None else self._copies.compared()
+
+    def _begin(self) -> _Position:
+        canary = self.plan.canary
+        if canary is None:
+            return _Position("split", Memory())
+        return _Position("running", canary.start(self._clock()))
+
+    def _put(self, split: Split) -> None:
+        self._at.agreed = self._compared()
+        self._table = self._lay(split)
+        if self._dealer is not None:
+            self._dealer.table = self._table
+
+    def _lay(self, split: Split) -> Table:
+        shadow = self.plan.shadow
+        if shadow is None:
+            return Table(split)
+        return Table(split, self._copies, shadow=shadow.version, share=shadow.share)
+
+    def _base_split(self) -> Split:
+        if self.plan.split is not None:
+            return self.plan.split
+        canary = None if self.plan.canary is None else self.plan.canary.version
+        others = [number for number in self._versions if number != canary]
+        if not others:
+            raise ServeError(
+                f"A canary must have a version beside it; {self.name!r} has version {canary} "
+                "alone here. Serve the one that it shall replace too."
+            )
+        return Split(((others[0], 1.0),))
+
+    def _named(self) -> set[int]:
+        parts = (self.plan.canary, self.plan.shadow)
+        return {part.version for part in parts if part is not None} | set(dict(self._base.weights))
+
+    def _need_canary(self) -> int:
+        if self.plan.canary is None:
+            raise ServeError(
+                f"{self.name!r} must have a canary for this; it has none. Set weights instead."
+            )
+        return self.plan.canary.version
+
+    def _canary_digest(self) -> str:
+        canary = self.plan.canary
+        return "" if canary is None else self._versions[canary.version].digest
+
+    def _plan_digest(self) -> str:
+        plan = asdict(self.plan) | {"record": None, "seed": None}
+        served = {str(number): self._versions[number].digest for number in sorted(self._named())}
+        return digest_json({"plan": plan, "base": asdict(self._base), "versions": served})
+
+    def _planned(self) -> Split:
+        canary = self.plan.canary
+        if canary is None:
+            return self._base
+        return self._base.raised(canary.version, canary.steps[0])
+
+    def _restore(self) -> Split | None:
+        """Return the split that was last decided on, if that was about this plan or canary."""
+        canary = self.plan.canary
+        if self._record is None:
+            return None
+        row = self._record.last(self.name, plan=self._digest, canary=self._canary_digest())
+        if row is None:
+            return None
+        memory = Memory.from_json(row.memory)
+        weights = {int(number): weight for number, weight in row.weights.items()}
+        if row.plan == self._digest and set(weights) <= set(self._versions):
+            # counts begin anew with the process; what was spent on looks stays spent
+            self._at = _Position(row.state, replace(memory, looked_at=0, was_ripe=False))
+            return Split(tuple(weights.items()), self._base.salt)
+        if canary is not None and memory.state == "rolled back":
+            # another plan for the version that failed: somebody must say so, see `restart`
+            self._at = _Position("rolled back", memory)
+            return self._base.raised(canary.version, 0.0)
+        return None
+
+    def _note(self, action: str, who: str, why: Decision | str) -> None:
+        """Write down where the traffic stands."""
+        judgements = [] if isinstance(why, str) else [j.to_json() for j in why.judgements]
+        reason = why if isinstance(why, str) else why.reason
+        level = logging.WARNING if action == "roll back" else logging.INFO
+        log.log(level, "traffic of %s: %s: %s", self.name, action, reason)
+        if self._record is None:
+            return
+        # Any: JSON, from values of our own
+        found: dict[str, Any] = {"memory": self._at.memory.to_json(), "judgements": judgements}
+        weights = {str(number): weight for number, weight in self._table.split.weights}
+        row = Recorded(
+            self._clock(), action, who, reason, weights, self._digest, self._canary_digest(),
+            self._at.state, **found,
+        )  # fmt: skip
+        self._record.add(self.name, row)

@@ -1,0 +1,90 @@
+"""What was decided about the traffic of a name, by the canary or by hand, on disk."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ingot.core.digest import Json
+from ingot.serve.decision_log import DecisionTable
+
+_COLUMNS = {
+    "time": "REAL", "action": "TEXT", "who": "TEXT", "reason": "TEXT", "weights": "TEXT",
+    "plan": "TEXT", "canary": "TEXT", "state": "TEXT", "memory": "TEXT", "judgements": "TEXT",
+}  # fmt: skip
+_JSON = ("weights", "memory", "judgements")
+
+
+# Any: parsed JSON, written by `Recorded` itself
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One decision.
+
+    Attributes:
+        time: UTC seconds since 1970.
+        action: `start`, `next`, `done`, `stay`, `roll back` or `weights`.
+        who: Name of the caller who decided; `canary` for the rule, empty if nobody had to say.
+        reason: Why.
+        weights: Share of each version from then on, by number.
+        plan: Digest of the plan.
+        canary: Digest of the new version; empty without one.
+        state: `split`, `running`, `done`, `rolled back` or `by hand`.
+        memory: What the rule remembers.
+        judgements: Claims with their intervals.
+    """
+
+    time: float
+    action: str
+    who: str
+    reason: str
+    weights: dict[str, float]
+    plan: str
+    canary: str
+    state: str
+    memory: dict[str, Any]
+    judgements: list[dict[str, Any]]
+
+    def to_json(self) -> dict[str, Json]:
+        """Return what is shown to people."""
+        shown = asdict(self)
+        for name in ("plan", "memory"):
+            del shown[name]
+        return shown
+
+
+class TrafficRecord:
+    """Decisions about traffic in a SQLite file, none of which is ever deleted.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        # FULL: a version that was rolled back must not come back after a power loss
+        self._table = DecisionTable(path, "traffic", _COLUMNS, synchronous="FULL")
+
+    def add(self, name: str, row: Recorded) -> None:
+        """Write one decision."""
+        values = asdict(row)
+        self._table.add(
+            name, *(json.dumps(values[c]) if c in _JSON else values[c] for c in _COLUMNS)
+        )
+
+    def read(self, name: str, *, limit: int = 1000) -> list[Recorded]:
+        """Return the newest decisions, in order of time."""
+        return [_row(values) for values in self._table.read(name, limit=limit)]
+
+    def last(self, name: str, *, plan: str, canary: str) -> Recorded | None:
+        """Return the newest decision about a canary, or about a plan without one."""
+        column, value = ("canary", canary) if canary else ("plan", plan)
+        found = self._table.last(name, column, value)
+        return None if found is None else _row(found)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._table.close()
+
+
+def _row(values: tuple[Any, ...]) -> Recorded:
+    named = dict(zip(_COLUMNS, values[1:], strict=True))
+    return Recorded(**named | {column: json.loads(named[column]) for column in _JSON})
