@@ -143,7 +143,7 @@ def test_a_body_that_waits_to_be_asked_for_is_asked_for(running, body, taken):
     whole = request(body, headers="expect: 100-continue\r\n")
     head, _, rest = whole.partition(b"\r\n\r\n")
 
-    got = exchange(running, head + b"\r\n\r\n", rest)
+    got = exchange(running, head + b"\r\n\r\n", rest, answers=2)
 
     assert got.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
     assert taken == []
