@@ -136,6 +136,16 @@ def test_observations_say_who_put_a_job_and_why(endpoint, settings, tmp_path):
     assert key.encode() not in (settings.folder / "jobs.sqlite").read_bytes()
 
 
+def test_a_request_that_becomes_no_job_leaves_an_observation(serving, web, endpoint):
+    web.post(JOBS, json={"inputs": []}, headers={"ingot-unit": "ada"})
+    web.post(JOBS, content=b"x" * 200_000)
+    web.get(f"{JOBS}/nobody")
+    serving.stop()
+
+    rows = [(row.status, row.unit_key) for row in read_log(endpoint.log)]
+    assert rows == [(400, "ada"), (413, "")]
+
+
 @pytest.mark.parametrize("headers", [{"ingot-unit": "two words"}, {"ingot-step": "-1"}])
 def test_a_label_that_is_none_is_refused(web, headers):
     answer = web.post(JOBS, json=request_of(1.0, 1.0), headers=headers)

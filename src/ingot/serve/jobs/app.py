@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from ingot.serve.access.gate import Gate
 from ingot.serve.answers import crash, describe_model, json_answer, problem, refusal
 from ingot.serve.jobs.desk import JobDesk
+from ingot.serve.jobs.ends import Ends
 from ingot.serve.jobs.metrics import JobMetrics
 from ingot.serve.jobs.openapi import describe_jobs
 from ingot.serve.jobs.web import job_routes
@@ -24,6 +25,7 @@ def build_jobs_app(
     *,
     gate: Gate | None = None,
     tracer: "Tracer | None" = None,
+    ends: Ends | None = None,
 ) -> "Starlette":
     """Return the ASGI application of an endpoint that takes jobs only.
 
@@ -32,6 +34,7 @@ def build_jobs_app(
         metrics: What `/metrics` shows.
         gate: Who may ask; None lets everybody.
         tracer: Makes a span of every request that puts a job; None makes none.
+        ends: Told of requests that were refused before they became jobs.
     """
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
@@ -53,7 +56,11 @@ def build_jobs_app(
             Route("/v2/models/{name}/stats", pages.stats),
             Route("/metrics", pages.prometheus),
             Route("/openapi.json", pages.openapi),
-            *job_routes(desk, admit=None if gate is None else pages.admit),
+            *job_routes(
+                desk,
+                admit=None if gate is None else pages.admit,
+                refused=None if ends is None else ends.note_refused,
+            ),
         ],
         middleware=middleware,
         exception_handlers={

@@ -3,14 +3,18 @@
 import asyncio
 import json
 import logging
+import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from ingot.core.names import suggest
 from ingot.serve.answers import json_answer, problem
 from ingot.serve.jobs.desk import JobDesk
+from ingot.serve.jobs.ends import End
 from ingot.serve.jobs.job import MAX_INLINE_BYTES, Job, JobState, QuotaError, StoreError
-from ingot.serve.jobs.origin import read_origin
+from ingot.serve.jobs.origin import Origin, read_origin
 from ingot.serve.jobs.places import read_result
 from ingot.serve.jobs.status import job_path, show_job, show_new
 from ingot.serve.problems import RequestError
@@ -34,7 +38,9 @@ Page = Callable[["Request"], Awaitable["Response"]]
 Admit = Callable[["Request"], Awaitable[object]]
 
 
-def job_routes(desk: JobDesk, *, admit: Admit | None = None) -> "list[BaseRoute]":
+def job_routes(
+    desk: JobDesk, *, admit: Admit | None = None, refused: Callable[[End], None] | None = None
+) -> "list[BaseRoute]":
     """Return the routes under `/v2/models/{name}/jobs` and `/v2/models/{name}/scaling`.
 
     Every error is a problem document (RFC 9457).
@@ -42,13 +48,20 @@ def job_routes(desk: JobDesk, *, admit: Admit | None = None) -> "list[BaseRoute]
     Args:
         desk: What they ask.
         admit: Asked before every page; it refuses a caller with `RequestError` (401 or 403).
+        refused: Told, in a thread, of requests that were to become jobs and did not.
     """
     from starlette.routing import Route
 
     pages = _Pages(desk)
     jobs = "/v2/models/{name}/jobs"
     return [
-        Route(path, _guarded(desk, page, admit), methods=[method])
+        Route(
+            path,
+            _guarded(desk, page, admit)
+            if refused is None or method != "POST"
+            else _watched(desk, _guarded(desk, page, admit), refused),
+            methods=[method],
+        )
         for method, path, page in (
             ("POST", jobs, pages.submit),
             ("GET", jobs, pages.listing),
@@ -80,6 +93,25 @@ def _guarded(desk: JobDesk, page: Page, admit: Admit | None) -> Page:
         except StoreError as error:
             log.error("%s %s: %s", request.method, request.url.path, error)
             return problem(507, _NOT_KEPT, {"retry-after": "30"})
+
+    return answer
+
+
+def _watched(desk: JobDesk, page: Page, refused: Callable[[End], None]) -> Page:
+    """Return the page of puts; what it refuses is told."""
+
+    async def answer(request: "Request") -> "Response":
+        arrived = time.time()
+        response = await page(request)
+        if response.status_code >= HTTPStatus.BAD_REQUEST:
+            client = getattr(request.state, "client", "")
+            try:
+                origin = read_origin(request.headers, client)
+            except RequestError:  # that may be why it was refused
+                origin = Origin(client=client)
+            end = End(str(uuid.uuid4()), arrived, response.status_code, origin.to_text())
+            await desk.ask(refused, end)
+        return response
 
     return answer
 
