@@ -119,6 +119,7 @@ def command(
       ingot serve digits:3 digits:2 letters@prod --port 0
       ingot serve digits@prod --workers 2 --max-batch 16 --keys --host 0.0.0.0
       ingot serve digits@prod --async --max-instances 3
+      ingot serve digits@prod --log-rules rules.toml --otlp http://127.0.0.1:4318
     """
     from ingot.registry.registry import Registry
     from ingot.serve.server import check_endpoints
