@@ -91,6 +91,15 @@ def test_export_writes_a_table(run, log, tmp_path):
     assert "2026-05-01T12:00:00.500Z" in every.out
 
 
+def test_an_endpoint_that_the_log_does_not_know_is_named_with_the_nearest(run, log, tmp_path):
+    for words in (["show"], ["tail"], ["export"]):
+        out = [tmp_path / "t.csv"] if words == ["export"] else []
+        done = run("log", *words, "digit", *out)
+
+        assert done.code == 0
+        assert "no observation of 'digit'. Did you mean 'digits'" in done.err
+
+
 @pytest.mark.parametrize("words", [["t.csv"], ["a", "b", "t.csv"], ["digits", "t.csv", "--all"]])
 def test_export_needs_an_endpoint_or_all(run, log, words):
     assert run("log", "export", *words).code == 2

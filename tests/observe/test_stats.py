@@ -115,6 +115,28 @@ def test_figures_are_told_apart_by_model_version_and_arm(stats):
     assert stats.keys == [A, B._replace(arm="canary"), B, Key("faces", "1")]
 
 
+def test_a_row_that_stands_for_several_counts_as_several(stats):
+    stats.add(A, 200, 1.0, weight=9)
+    stats.add(A, 500, 50.0)
+
+    found = stats.over(10.0)
+
+    assert (found.requests, found.by_status) == (10, {200: 9, 500: 1})
+    assert found.p50_ms == pytest.approx(1.0, rel=ACCURACY)
+
+
+def test_the_open_window_goes_on_after_it_was_read(stats):
+    stats.add(A, 200, 1.0)
+    before = stats.windows()[-1]
+    stats.add(A, 200, 100.0)
+
+    (after,) = stats.windows()
+
+    assert (before.requests, after.requests) == (1, 2)
+    assert before.p99_ms == pytest.approx(1.0, rel=ACCURACY)
+    assert stats.over(10.0).p99_ms == after.p99_ms
+
+
 def test_nothing_served_has_no_quantiles(stats):
     found = stats.over(10.0)
 

@@ -11,7 +11,7 @@ import pytest
 from ingot.core.errors import MissingExtraError, ServeError
 from ingot.observe.log import ObservationLog
 from ingot.serve.access.keys import KeyStore
-from ingot.serve.endpoint import Access
+from ingot.serve.endpoint import Access, Tracing
 from ingot.serve.rpc.messages import SERVICE, messages
 from ingot.serve.server import serve_in_thread
 
@@ -234,3 +234,19 @@ def test_tritonclient_is_answered(grpc, served):
     assert server.is_model_ready("doubler")
     assert server.get_model_metadata("doubler").inputs[0].datatype == "FP32"
     server.close()
+
+
+def test_a_trace_that_a_grpc_caller_began_is_continued(grpc, endpoint, doubler, monkeypatch):
+    memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
+    exporter = memory.InMemorySpanExporter()
+    monkeypatch.setattr("ingot.serve.tracing.open_exporter", lambda _: exporter)
+    traced = replace(endpoint, grpc_port=0, tracing=Tracing("http://127.0.0.1:1"))
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    parent = (("traceparent", f"00-{trace}-b7ad6b7169203331-01"),)
+    with serve_in_thread(traced, doubler) as running:
+        ask, channel = stub_of(grpc, running)
+        ask("ModelInfer", infer_request(), metadata=parent)
+        channel.close()
+
+    assert {f"{span.context.trace_id:032x}" for span in exporter.get_finished_spans()} == {trace}
+    assert len(exporter.get_finished_spans()) == 3

@@ -1,5 +1,4 @@
 import asyncio
-import http.server
 import json
 import logging
 import subprocess
@@ -13,8 +12,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from otlp_collector import collecting
 
 from ingot.core.errors import ServeError
 from ingot.serve import tracing as tracing_module
@@ -185,36 +184,17 @@ def test_a_failure_of_the_server_is_an_error_and_one_of_the_caller_is_none(
     assert refused.attributes["http.response.status_code"] == 400
 
 
-class Collector(http.server.BaseHTTPRequestHandler):
-    def do_POST(self):
-        data = self.rfile.read(int(self.headers["content-length"]))
-        self.server.got.append((self.path, self.headers["content-type"], data))
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def collector():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Collector)
-    server.got = []
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with collecting() as found:
+        yield found
 
 
 def test_a_collector_gets_spans_and_no_secrets(endpoint, doubler, collector, tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     store = KeyStore(tmp_path / "keys.sqlite")
     key, _ = store.create("robot", ["infer:doubler"])
-    url = f"http://127.0.0.1:{collector.server_port}"
-    traced = replace(endpoint, tracing=Tracing(url), access=Access(keys=store._path))
+    traced = replace(endpoint, tracing=Tracing(collector.url), access=Access(keys=store._path))
     secret = {"authorization": f"Bearer {key}", "cookie": "cookie-secret", "ingot-unit": "unit-ada"}
 
     ask(traced, doubler,
@@ -222,16 +202,12 @@ def test_a_collector_gets_spans_and_no_secrets(endpoint, doubler, collector, tmp
         {"content": b"{}", "headers": secret | {"authorization": "Bearer ingot_wrong-secret"}},
         )  # fmt: skip
 
-    spans = []
-    for path, kind, data in collector.got:
-        assert (path, kind) == ("/v1/traces", "application/x-protobuf")
-        request = ExportTraceServiceRequest.FromString(data)
-        for group in request.resource_spans:
-            service = {a.key: a.value.string_value for a in group.resource.attributes}
-            assert service["service.name"] == "ingot"
-            spans += [span for scope in group.scope_spans for span in scope.spans]
-    assert [span.name for span in spans].count(SERVER) == 2
-    everything = b"".join(data for _, _, data in collector.got) + caplog.text.encode()
+    for group in collector.groups:
+        service = {a.key: a.value.string_value for a in group.resource.attributes}
+        assert service["service.name"] == "ingot"
+    assert {post[:2] for post in collector.posts} == {("/v1/traces", "application/x-protobuf")}
+    assert [span.name for span in collector.spans].count(SERVER) == 2
+    everything = b"".join(body for _, _, body in collector.posts) + caplog.text.encode()
     words = (key, key[-12:], "wrong-secret", "cookie-secret", "unit-ada", "body-secret")
     assert [word for word in words if word.encode() in everything] == []
 

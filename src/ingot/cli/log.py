@@ -49,6 +49,7 @@ def show(*, endpoint: str | None, path: Path | None, as_json: bool, **options: A
     from ingot.observe.reading import count_lost, summarize
 
     log, selection = log_path(path), selection_of(endpoint, options)
+    _check_name(log, endpoint)
     found, lost = summarize(log, selection), count_lost(log, selection)
     if as_json:
         print_json({"endpoints": [one.to_json() for one in found], "lost": lost})
@@ -85,6 +86,7 @@ def tail(
     from ingot.observe.reading import read_after, read_newest
 
     log, selection = log_path(path), selection_of(endpoint, options)
+    _check_name(log, endpoint)
     at, rows = read_newest(log, last, selection)
     _print_lines(rows, as_json=as_json)
     while follow:
@@ -123,13 +125,24 @@ def export(
     if len(places) != (1 if is_all else 2):
         raise click.UsageError("Give ENDPOINT and OUT, or --all and OUT.")
     endpoint = None if is_all else places[0]
-    selection = selection_of(endpoint, options)
-    done = export_log(log_path(path), Path(places[-1]), selection, row_group=row_group)
+    log, selection = log_path(path), selection_of(endpoint, options)
+    _check_name(log, endpoint)
+    done = export_log(log, Path(places[-1]), selection, row_group=row_group)
     if as_json:
         print_json(done.to_json())
     else:
         print_facts([("table", done.path), ("rows", f"{done.rows:,}"),
                      ("from", _when(done.first)), ("to", _when(done.last))])  # fmt: skip
+
+
+def _check_name(log: Path, endpoint: str | None) -> None:
+    """Say so if a log knows nothing of an endpoint: its name may be misspelt."""
+    from ingot.core.names import suggest
+    from ingot.observe.reading import logged_endpoints
+
+    names = logged_endpoints(log)
+    if endpoint is not None and endpoint not in names:
+        say(f"warning: {log.name} has no observation of {endpoint!r}. {suggest(endpoint, names)}")
 
 
 def _row(one: "Summary") -> list[str]:

@@ -131,6 +131,7 @@ def command(
       ingot serve digits@prod --workers 2 --max-batch 16 --keys --rate 50 --host 0.0.0.0
       ingot serve digits@prod --async --max-instances 3
       ingot serve digits@prod --canary digits:4 --require "p95_ms <= 1.2x baseline"
+      ingot serve digits@prod --log-rules rules.toml --otlp http://127.0.0.1:4318
     """
     from ingot.registry.registry import Registry
     from ingot.serve.server import check_endpoints

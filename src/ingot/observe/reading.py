@@ -13,7 +13,7 @@ import numpy as np
 from ingot.core.digest import Json
 from ingot.core.errors import DataError
 from ingot.observe.observation import Observation
-from ingot.observe.table import columns_of, has_table, observation_of, reading
+from ingot.observe.table import ENDPOINTS, columns_of, has_table, observation_of, reading
 
 _PIECE_ROWS = 1000
 _LATE_S = 60.0
@@ -68,6 +68,14 @@ def need_log(path: Path) -> Path:
             "first, or name another with --log."
         )
     return path
+
+
+def logged_endpoints(path: Path) -> list[str]:
+    """Return the names of all endpoints that a log has observations of, sorted."""
+    with reading(path) as db:
+        if not has_table(db, "observations"):
+            return []
+        return [name for (name,) in db.execute(ENDPOINTS)]
 
 
 def read_log(path: Path, selection: Selection | None = None) -> Iterator[Observation]:

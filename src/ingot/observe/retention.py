@@ -5,16 +5,11 @@ from dataclasses import dataclass
 
 from ingot.ledger.database import transaction
 from ingot.observe.rules import LogRules
+from ingot.observe.table import ENDPOINTS
 
 _PIECE_ROWS = 1000  # about ten milliseconds of work: whoever writes meanwhile waits no longer
 _PIECES = 8  # at a time, which is more than an endpoint can write between two times
 _FREED_PAGES = 2048  # at a time, 8 MiB
-# Each endpoint by one look into the index, instead of a walk through all of it.
-_ENDPOINTS = """WITH RECURSIVE names (name) AS (
-    SELECT min(endpoint) FROM observations UNION ALL
-    SELECT (SELECT min(endpoint) FROM observations WHERE endpoint > name) FROM names
-    WHERE name IS NOT NULL)
-    SELECT name FROM names WHERE name IS NOT NULL"""
 _OLD = """DELETE FROM observations WHERE id IN (SELECT id FROM observations
     WHERE endpoint = ? AND time < ? ORDER BY time LIMIT ?)"""
 _OLDEST = "DELETE FROM observations WHERE id IN (SELECT id FROM observations ORDER BY id LIMIT ?)"
@@ -63,7 +58,7 @@ class Retention:
     def _piece(self, db: sqlite3.Connection, now: float) -> int:
         if self.max_age_s is not None:
             before = now - self.max_age_s
-            for (endpoint,) in db.execute(_ENDPOINTS).fetchall():
+            for (endpoint,) in db.execute(ENDPOINTS).fetchall():
                 with transaction(db):
                     gone = db.execute(_OLD, (endpoint, before, _PIECE_ROWS)).rowcount
                 if gone:

@@ -7,7 +7,7 @@ exact one, relatively, and sketches of several windows merge to that of all thei
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -87,6 +87,7 @@ class Window:
 class _Bucket:
     sketch: Any  # ddsketch is untyped
     by_status: dict[int, float] = field(default_factory=dict)
+    quantiles: tuple[float | None, ...] | None = None  # once it is not written to any more
 
 
 class Stats:
@@ -142,7 +143,8 @@ class Stats:
             key: Who answered.
             status: HTTP status.
             latency_ms: From arrival to answer.
-            at: When it ended, by the clock; now if not given.
+            at: When it ended, by the clock, for a `Stats` that nobody reads meanwhile; now if not
+                given.
             weight: How many requests it stands for.
         """
         index = int((self._clock() if at is None else at) // self._width)
@@ -179,14 +181,8 @@ class Stats:
         now = self._clock()
         first = self._first(now - window_s, now)
         start = max(first * self._width, self._begun)
-        with self._lock:
-            found = [
-                bucket
-                for buckets in self._chosen(model, version, arm)
-                for index, bucket in buckets.items()
-                if index >= first
-            ]
-            return self._window(found, start, now)
+        groups = self._snapshot(first, (model, version, arm))
+        return self._window([one for group in groups.values() for one in group], start, now)
 
     def windows(
         self,
@@ -208,31 +204,47 @@ class Stats:
         # UTC seconds are rounded to less than a microsecond: a window's own start must find it
         begin = self._begun if since is None else since - (self._wall() - now) + 1e-5
         first, last = self._first(begin, now), int(now // self._width)
-        with self._lock:
-            chosen = self._chosen(model, version, arm)
-            return [
-                self._window(
-                    [b for buckets in chosen if (b := buckets.get(index)) is not None],
-                    max(index * self._width, self._begun),
-                    min((index + 1) * self._width, now),
-                )
-                for index in range(first, last + 1)
-            ]
+        groups = self._snapshot(first, (model, version, arm))
+        return [
+            self._window(
+                groups.get(index, []),
+                max(index * self._width, self._begun),
+                min((index + 1) * self._width, now),
+            )
+            for index in range(first, last + 1)
+        ]
 
     def _first(self, begin: float, now: float) -> int:
         """Return the first window that is asked for and may be there."""
         oldest = int(now // self._width) - self._most + 1
         return max(int(max(begin, self._begun) // self._width), oldest)
 
-    def _chosen(
-        self, model: str | None, version: str | None, arm: str | None
-    ) -> list[dict[int, _Bucket]]:
-        wanted = (model, version, arm)
-        return [
-            buckets
-            for key, buckets in self._buckets.items()
-            if all(want in {None, have} for want, have in zip(wanted, key, strict=True))
-        ]
+    def _snapshot(self, first: int, wanted: tuple[str | None, ...]) -> dict[int, list[_Bucket]]:
+        """Return the buckets of each window from the first on, none of which changes any more.
+
+        Requests wait for the copies alone, which is why nothing is merged meanwhile.
+        """
+        found: dict[int, list[_Bucket]] = {}
+        with self._lock:
+            for key, buckets in self._buckets.items():
+                if not all(want in {None, have} for want, have in zip(wanted, key, strict=True)):
+                    continue
+                newest = max(buckets)
+                for index, bucket in buckets.items():
+                    if index >= first:
+                        is_open = index == newest  # older ones are not written to any more
+                        found.setdefault(index, []).append(
+                            self._merge([bucket]) if is_open else bucket
+                        )
+        return found
+
+    def _merge(self, buckets: Iterable[_Bucket]) -> _Bucket:
+        merged = _Bucket(self._sketch())
+        for bucket in buckets:
+            merged.sketch.merge(bucket.sketch)
+            for status, n in bucket.by_status.items():
+                merged.by_status[status] = merged.by_status.get(status, 0) + n
+        return merged
 
     def _begin(self, key: Key, index: int) -> _Bucket:
         buckets = self._buckets.setdefault(key, {})
@@ -241,12 +253,11 @@ class Stats:
             del buckets[min(buckets)]
         return bucket
 
-    def _window(self, buckets: Iterable[_Bucket], start: float, end: float) -> Window:
-        merged, by_status = self._sketch(), dict[int, float]()
-        for bucket in buckets:
-            merged.merge(bucket.sketch)
-            for status, n in bucket.by_status.items():
-                by_status[status] = by_status.get(status, 0) + n
-        p50, p95, p99 = (merged.get_quantile_value(q) for q in (0.50, 0.95, 0.99))
+    def _window(self, buckets: Sequence[_Bucket], start: float, end: float) -> Window:
+        one = buckets[0] if len(buckets) == 1 else self._merge(buckets)
+        if one.quantiles is None:
+            one.quantiles = tuple(one.sketch.get_quantile_value(q) for q in (0.50, 0.95, 0.99))
+        p50, p95, p99 = one.quantiles
         offset = self._wall() - self._clock()
-        return Window(start + offset, max(0.0, end - start), by_status, p50, p95, p99)
+        seconds = max(0.0, end - start)
+        return Window(start + offset, seconds, dict(one.by_status), p50, p95, p99)

@@ -1,5 +1,6 @@
 """The web application of a server: routes, headers, one observation per request."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -199,9 +200,10 @@ class _Pages:
 
         one = await self._named(request, also="metrics")
         path, query = request.path_params, request.query_params
-        return json_answer(
-            show_stats(self._metrics.stats, one.endpoint.version.name, path.get("number"), query)
-        )
+        name, number = one.endpoint.version.name, path.get("number")
+        # in a thread: a series of an hour takes longer than other requests may have to wait
+        found = await asyncio.to_thread(show_stats, self._metrics.stats, name, number, query)
+        return json_answer(found)
 
     async def prometheus(self, request: "Request") -> "Response":
         from starlette.responses import Response

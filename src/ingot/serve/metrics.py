@@ -83,15 +83,22 @@ class Series:
         # looking a label set up costs more than counting, so each status is looked up once
         self._by_status: dict[int, Any] = {}
 
-    def count(self, status: int, seconds: float) -> None:
-        """Count one request."""
+    def count(self, status: int, seconds: float, arm: str = "main") -> None:
+        """Count one request.
+
+        Args:
+            status: HTTP status.
+            seconds: From arrival to answer.
+            arm: Of a traffic split; quantiles are kept for each.
+        """
         counter = self._by_status.get(status)
         if counter is None:
             counter = self._requests.labels(*self._values, str(status))
             self._by_status[status] = counter
         counter.inc()
         self._latency.observe(seconds)
-        self._stats.add(self._key, status, seconds * 1e3)
+        key = self._key if arm == "main" else self._key._replace(arm=arm)
+        self._stats.add(key, status, seconds * 1e3)
 
     def watch(self, name: str, words: str, read: Callable[[], float], *, kind: Kind) -> None:
         """Publish a number that is kept elsewhere; it is read when Prometheus asks.

@@ -115,12 +115,16 @@ def check_job_store(open_store: OpenStore) -> None:
 
 def _order(b: Bench) -> None:
     b.put("j1", "j2", "j3")
-    b.store.put([NewJob("other", "another", "out", b"x")])
+    b.store.put([NewJob("other", "another", "out", b"x", origin="who")])
     leases = b.claim(n=2)
     assert [lease.job for lease in leases] == ["j1", "j2"], "the first in must be the first out"
     assert leases[0].body == b"j1", "a lease must carry the request"
     assert [lease.job for lease in b.claim("b", n=5)] == ["j3"], "a leased job is not handed out"
     assert b.claim("c", n=5) == [], "an endpoint must not get another endpoint's jobs"
+    other = b.store.claim("another", "d", n=1, lease_s=9.0)
+    assert [lease.origin for lease in other] == ["who"], "a lease must carry the origin"
+    kept = b.store.jobs("another")
+    assert [job.origin for job in kept] == ["who"], "a job must keep its origin"
     listed = [job.id for job in b.store.jobs(_E, limit=2)]
     assert listed == ["j3", "j2"], f"jobs() must give the newest first; got {listed}"
     rest = [job.id for job in b.store.jobs(_E, after="j2")]

@@ -9,8 +9,10 @@ import pytest
 from job_sessions import BREAK, HANG, KILL, SLEEP
 from job_words import JOBS, request_of, wait_for
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from otlp_collector import collecting
 
 from ingot.observe.reading import read_log
+from ingot.observe.rules import LogRules
 from ingot.serve import tracing as tracing_module
 from ingot.serve.access.keys import KeyStore
 from ingot.serve.endpoint import Access, Tracing
@@ -136,6 +138,16 @@ def test_observations_say_who_put_a_job_and_why(endpoint, settings, tmp_path):
     assert key.encode() not in (settings.folder / "jobs.sqlite").read_bytes()
 
 
+def test_a_request_that_becomes_no_job_leaves_an_observation(serving, web, endpoint):
+    web.post(JOBS, json={"inputs": []}, headers={"ingot-unit": "ada"})
+    web.post(JOBS, content=b"x" * 200_000)
+    web.get(f"{JOBS}/nobody")
+    serving.stop()
+
+    rows = [(row.status, row.unit_key) for row in read_log(endpoint.log)]
+    assert rows == [(400, "ada"), (413, "")]
+
+
 @pytest.mark.parametrize("headers", [{"ingot-unit": "two words"}, {"ingot-step": "-1"}])
 def test_a_label_that_is_none_is_refused(web, headers):
     answer = web.post(JOBS, json=request_of(1.0, 1.0), headers=headers)
@@ -208,6 +220,37 @@ def test_the_spans_of_a_job_are_in_the_trace_of_the_request_that_put_it(
     assert ended.parent.span_id == ended.links[0].context.span_id == put.context.span_id
     assert ended.attributes["ingot.job"] == job
     assert ended.attributes["http.response.status_code"] == 499
+
+
+def test_an_instance_sends_the_spans_of_its_jobs(endpoint, settings):
+    with collecting() as collector:
+        traced = replace(endpoint, tracing=Tracing(collector.url))
+        with (
+            serve_jobs_in_thread(traced, settings) as running,
+            httpx.Client(base_url=running.url, trust_env=False, timeout=20) as web,
+        ):
+            job = submit(web, SLEEP, 1.0, headers={"traceparent": PARENT})
+            wait_for(lambda: running.desk.store.get(job).state is JobState.SUCCEEDED)
+
+        spans = {span.name: span for span in collector.spans}
+
+    assert {"POST /v2/models/{name}/jobs", "ingot.job", "ingot.wait", "ingot.run"} == set(spans)
+    assert {span.trace_id.hex() for span in spans.values()} == {PARENT[3:35]}
+    run = spans["ingot.run"]
+    assert run.end_time_unix_nano - run.start_time_unix_nano >= 0.4e9  # what the model sleeps
+
+
+def test_an_instance_keeps_to_the_rules_of_the_log(endpoint, settings):
+    ruled = replace(endpoint, log_rules=LogRules(redact={"unit_key": "drop"}))
+    with (
+        serve_jobs_in_thread(ruled, settings) as running,
+        httpx.Client(base_url=running.url, trust_env=False, timeout=20) as web,
+    ):
+        job = submit(web, 1.0, 1.0, headers={"ingot-unit": "ada", "ingot-episode": "e"})
+        wait_for(lambda: running.desk.store.get(job).state is JobState.SUCCEEDED)
+
+    row = seen(endpoint)[job]
+    assert (row.unit_key, row.episode_id) == ("", "e")
 
 
 def test_an_end_has_its_wait_and_its_run_where_an_attempt_is_known(endpoint, monkeypatch):

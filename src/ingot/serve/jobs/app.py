@@ -14,6 +14,7 @@ from ingot.serve.answers import (
     refusal,
 )
 from ingot.serve.jobs.desk import JobDesk
+from ingot.serve.jobs.ends import Ends
 from ingot.serve.jobs.metrics import JobMetrics
 from ingot.serve.jobs.openapi import describe_jobs
 from ingot.serve.jobs.web import job_routes
@@ -34,6 +35,7 @@ def build_jobs_app(
     gate: Gate | None = None,
     tracer: "Tracer | None" = None,
     limits: RateLimits | None = None,
+    ends: Ends | None = None,
 ) -> "Starlette":
     """Return the ASGI application of an endpoint that takes jobs only.
 
@@ -43,6 +45,7 @@ def build_jobs_app(
         gate: Who may ask; None lets everybody.
         tracer: Makes a span of every request that puts a job; None makes none.
         limits: How often each caller may; None for any.
+        ends: Told of requests that were refused before they became jobs.
     """
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
@@ -64,7 +67,9 @@ def build_jobs_app(
             Route("/v2/models/{name}/stats", pages.stats),
             Route("/metrics", pages.prometheus),
             Route("/openapi.json", pages.openapi),
-            *job_routes(desk, admit=pages.admit),
+            *job_routes(
+                desk, admit=pages.admit, refused=None if ends is None else ends.note_refused
+            ),
         ],
         middleware=middleware,
         exception_handlers={

@@ -64,26 +64,15 @@ class Ends:
 
     def note(self, end: End) -> None:
         """Take an end; never raises, for the job has ended whatever becomes of the record."""
-        try:
-            with self._lock:
-                self._open()
-        except IngotError as error:
-            log.error("the end of job %s is not recorded: %s", end.job, error)
-            return
-        origin, now = Origin.of(end.origin), time.time()
-        if self._log is not None:
-            self._log.record(self._observation(end, origin, max(0.0, now - end.created)))
-        if self._tracer is not None:
-            version = self._endpoint.version
-            attributes = {"ingot.model": version.name, "ingot.version": version.digest,
-                          "ingot.job": end.job, "ingot.arm": "main"}  # fmt: skip
-            put, began = (int(seconds * 1e9) for seconds in (end.created, end.began))
-            times = (put, began, max(int(now * 1e9), put))
-            self._tracer.note_job(origin.traceparent, times, attributes, end.status)
+        self._take(end, is_job=True)
 
     def note_unanswered(self, job: Job) -> None:
         """Take the end of a job that no attempt answered: cancelled, expired, or died with."""
         self.note(End(job.id, job.created, _STATUS[job.state], job.origin, job.input_uri))
+
+    def note_refused(self, refused: End) -> None:
+        """Take a request that was refused before it became a job: it leaves no spans of a job."""
+        self._take(refused, is_job=False)
 
     def close(self) -> None:
         """Write what was taken."""
@@ -93,6 +82,24 @@ class Ends:
             if self._tracer is not None:
                 self._tracer.close()
             self._is_open, self._log, self._tracer = True, None, None
+
+    def _take(self, end: End, *, is_job: bool) -> None:
+        try:
+            with self._lock:
+                self._open()
+        except IngotError as error:
+            log.error("the end of job %s is not recorded: %s", end.job, error)
+            return
+        origin, now = Origin.of(end.origin), time.time()
+        if self._log is not None:
+            self._log.record(self._observation(end, origin, max(0.0, now - end.created)))
+        if self._tracer is not None and is_job:
+            version = self._endpoint.version
+            attributes = {"ingot.model": version.name, "ingot.version": version.digest,
+                          "ingot.job": end.job, "ingot.arm": "main"}  # fmt: skip
+            put, began = (int(seconds * 1e9) for seconds in (end.created, end.began))
+            times = (put, began, max(int(now * 1e9), put))
+            self._tracer.note_job(origin.traceparent, times, attributes, end.status)
 
     def _open(self) -> None:
         if self._is_open:

@@ -152,7 +152,7 @@ def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> Running
         metrics = JobMetrics(desk.name, store, instances=lambda: supervisor.instances)
         gate = open_gate(endpoint, stack)
         tracer, limits = open_tracer(endpoint, stack), open_limits(endpoint)
-        app = build_jobs_app(desk, metrics, gate=gate, limits=limits, tracer=tracer)
+        app = build_jobs_app(desk, metrics, gate=gate, limits=limits, tracer=tracer, ends=ends)
         # no worker of its own: instances answer, and the supervisor has them
         server = Server(app, endpoint, Workforce([], Metrics()))
         thread = start(server, listener)

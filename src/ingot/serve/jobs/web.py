@@ -3,15 +3,19 @@
 import asyncio
 import json
 import logging
+import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from ingot.core.names import suggest
 from ingot.serve.answers import json_answer, problem, read_body, refusal
 from ingot.serve.jobs.desk import JobDesk
+from ingot.serve.jobs.ends import End
 from ingot.serve.jobs.job import MAX_INLINE_BYTES, Job, JobState, QuotaError, StoreError
 from ingot.serve.jobs.openapi import MOST_DECISIONS, MOST_LISTED
-from ingot.serve.jobs.origin import read_origin
+from ingot.serve.jobs.origin import Origin, read_origin
 from ingot.serve.jobs.places import read_result
 from ingot.serve.jobs.status import job_path, show_job, show_new
 from ingot.serve.problems import RequestError
@@ -37,7 +41,9 @@ Page = Callable[["Request"], Awaitable["Response"]]
 Admit = Callable[["Request"], Awaitable[object]]
 
 
-def job_routes(desk: JobDesk, *, admit: Admit | None = None) -> "list[BaseRoute]":
+def job_routes(
+    desk: JobDesk, *, admit: Admit | None = None, refused: Callable[[End], None] | None = None
+) -> "list[BaseRoute]":
     """Return the routes under `/v2/models/{name}/jobs` and `/v2/models/{name}/scaling`.
 
     Every error is a problem document (RFC 9457).
@@ -45,6 +51,7 @@ def job_routes(desk: JobDesk, *, admit: Admit | None = None) -> "list[BaseRoute]
     Args:
         desk: What they ask.
         admit: Asked before every page; it refuses a caller with `RequestError` (401 or 403).
+        refused: Told, in a thread, of requests that were to become jobs and did not.
     """
     from starlette.routing import Route
 
@@ -52,7 +59,11 @@ def job_routes(desk: JobDesk, *, admit: Admit | None = None) -> "list[BaseRoute]
     jobs = "/v2/models/{name}/jobs"
     # one route for all methods of a path, so that a refusal of another one can name them all
     return [
-        Route(path, _guarded(desk, by_method, admit), methods=list(by_method))
+        Route(
+            path,
+            _watched(desk, _guarded(desk, by_method, admit), refused),
+            methods=list(by_method),
+        )
         for path, by_method in (
             (jobs, {"POST": pages.submit, "GET": pages.listing}),
             (jobs + "/{job}", {"GET": pages.status, "DELETE": pages.cancel}),
@@ -85,6 +96,27 @@ def _guarded(desk: JobDesk, by_method: Mapping[str, Page], admit: Admit | None) 
             if request.method == "POST":
                 return problem(507, _NOT_KEPT, {"retry-after": "30"})
             return problem(503, _NOT_READ, {"retry-after": "30"})
+
+    return answer
+
+
+def _watched(desk: JobDesk, page: Page, refused: Callable[[End], None] | None) -> Page:
+    """Return the page; a refused put is told."""
+    if refused is None:
+        return page
+
+    async def answer(request: "Request") -> "Response":
+        arrived = time.time()
+        response = await page(request)
+        if request.method == "POST" and response.status_code >= HTTPStatus.BAD_REQUEST:
+            client = getattr(request.state, "client", "")
+            try:
+                origin = read_origin(request.headers, client)
+            except RequestError:  # that may be why it was refused
+                origin = Origin(client=client)
+            end = End(str(uuid.uuid4()), arrived, response.status_code, origin.to_text())
+            await desk.ask(refused, end)
+        return response
 
     return answer
 
