@@ -4,12 +4,14 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ingot.core.digest import Json
 from ingot.ledger.database import open_database, transaction
+from ingot.serve.jobs.job import StoreError
 from ingot.twin.policy import Decision
 
 log = logging.getLogger(__name__)
@@ -60,13 +62,23 @@ class DecisionLog:
     Args:
         path: The file.
         clock: UTC seconds since 1970.
+
+    Raises:
+        StoreError: The file is damaged.
+        LedgerError: It is no SQLite file.
     """
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
         self._clock, self._lock, self._is_idle = clock, threading.Lock(), False
         self._db = open_database(path, synchronous="NORMAL", shared=True)
-        self._db.execute(_TABLE)
-        self._db.execute(_INDEX)
+        try:
+            with _readable(path):
+                self._db.execute(_TABLE)
+                self._db.execute(_INDEX)
+        except StoreError:
+            self._db.close()
+            raise
+        self._path = path
 
     def record(self, endpoint: str, decision: Decision) -> None:
         """Write one decision."""
@@ -85,8 +97,12 @@ class DecisionLog:
         self._write(endpoint, "died", before, before - 1, backlog, reason)
 
     def read(self, endpoint: str, *, after: int = 0, limit: int = 1000) -> list[Recorded]:
-        """Return the newest rows above an id, in order of time."""
-        with self._lock:
+        """Return the newest rows above an id, in order of time.
+
+        Raises:
+            StoreError: They cannot be read.
+        """
+        with self._lock, _readable(self._path):
             rows = self._db.execute(
                 "SELECT id, time, action, before, instances, backlog, reason FROM decisions"
                 " WHERE endpoint = ? AND id > ? ORDER BY id DESC LIMIT ?",
@@ -109,3 +125,14 @@ class DecisionLog:
                     self._db.execute("DELETE FROM decisions WHERE id <= ?", (last - _KEPT,))
         except sqlite3.Error as error:
             log.error("a scaling decision was not recorded: %s", error)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreError(
+            f"The record of scaling must be a whole SQLite file; {path.name!r} gives {error}. No "
+            "job is in it: move it away, and a new one is made at the next start."
+        ) from error
