@@ -113,6 +113,23 @@ def test_an_instance_outlives_its_template_and_the_next_is_forked_by_a_new_one(i
     wait_for(lambda: all(store.get(job).state is JobState.SUCCEEDED for job in jobs))
 
 
+def test_an_instance_that_cannot_be_started_for_a_while_is_started_later(impatient, monkeypatch):
+    failures, real = [OSError(11, "Resource temporarily unavailable")] * 2, supervisor.Child
+
+    def poor(*values):
+        if failures:
+            raise failures.pop()
+        return real(*values)
+
+    wait_for(lambda: impatient.supervisor.instances == 0)
+    monkeypatch.setattr(supervisor, "Child", poor)
+    job = put(impatient)
+    wait_for(lambda: "temporarily unavailable" in impatient.supervisor.trouble)
+    wait_for(lambda: impatient.desk.store.get(job).state is JobState.SUCCEEDED)
+
+    assert impatient.supervisor.trouble == ""
+
+
 def test_a_function_of_the_script_that_runs_cannot_open_sessions(settings):
     def opener(endpoint):
         raise AssertionError
