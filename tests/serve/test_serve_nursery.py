@@ -106,12 +106,13 @@ def test_a_child_outlives_its_template_and_a_new_one_forks_the_next(nursery):
     os.kill(parent_of(first.pid), signal.SIGKILL)
     first.link.send("alive")
     heard = first.link.recv()
+    code = nursery.code(first.pid, patience_s=10.0)  # ends when the template is seen to be gone
     second = Child(nursery, work.echo)
     first.link.close()
     second.link.send("too")
 
     assert (heard, second.link.recv()) == ("alive", "too")
-    assert nursery.code(first.pid) is None
+    assert code is None
     second.link.close()
 
 
@@ -147,6 +148,19 @@ def test_a_child_ends_with_a_caller_that_is_killed(tmp_path):
     assert len(pids) == 2, done.stderr
     for pid in pids:
         wait_gone(pid)
+
+
+def test_a_template_that_cannot_fork_for_a_while_lives_on():
+    nursery = Nursery(["nursery_poor", "nursery_work"])
+    try:
+        none, child = Child(nursery, work.say, "lost"), Child(nursery, work.say, "next")
+        ended(none)
+
+        assert none.pid == 0
+        assert child.link.recv()[1] == "next"
+        ended(child)
+    finally:
+        nursery.close()
 
 
 def test_what_cannot_be_sent_is_refused_here_and_leaves_no_process(nursery):

@@ -23,6 +23,10 @@ class DecisionTable:
         columns: SQL types by column, beside `id` and `endpoint`.
         kept: Most rows; beyond it the oldest go. None keeps all.
         synchronous: FULL survives power loss, NORMAL only loss of the process.
+
+    Raises:
+        LedgerError: It is no SQLite file.
+        sqlite3.Error: It is damaged.
     """
 
     def __init__(
@@ -41,11 +45,16 @@ class DecisionTable:
         # every name below is our own
         self._insert = f"INSERT INTO {name} (endpoint, {self._columns}) VALUES (?, {marks})"  # noqa: S608
         self._db = open_database(path, synchronous=synchronous, shared=True)
-        self._db.execute(
-            f"CREATE TABLE IF NOT EXISTS {name}"
-            f" (id INTEGER PRIMARY KEY, endpoint TEXT NOT NULL, {typed})"
-        )
-        self._db.execute(f"CREATE INDEX IF NOT EXISTS {name}_by_endpoint ON {name} (endpoint, id)")
+        index = f"CREATE INDEX IF NOT EXISTS {name}_by_endpoint ON {name} (endpoint, id)"
+        try:
+            self._db.execute(
+                f"CREATE TABLE IF NOT EXISTS {name}"
+                f" (id INTEGER PRIMARY KEY, endpoint TEXT NOT NULL, {typed})"
+            )
+            self._db.execute(index)
+        except sqlite3.Error:
+            self._db.close()
+            raise
 
     def add(self, endpoint: str, *values: object) -> None:
         """Write one row. What was decided goes on when the disk does not take it."""

@@ -108,11 +108,11 @@ def test_a_cancelled_running_job_leaves_no_result(serving, web, end_of):
     cancelled = web.delete(f"{JOBS}/{asked['job']}")
     again = web.delete(f"{JOBS}/{asked['job']}")
     end_of(submit(web, SLEEP, 1.0)["job"])
+    wait_for(lambda: not list(Path(asked["output"]).parent.glob(".*.part")))
 
     assert (cancelled.status_code, cancelled.json()["state"]) == (200, "cancelled")
     assert again.json()["state"] == "cancelled"
     assert not Path(asked["output"]).exists()
-    assert not list(Path(asked["output"]).parent.glob(".*.part"))
 
 
 def test_lines_are_answered_one_by_one_and_a_bad_line_costs_only_itself(web, inputs, end_of):

@@ -1,11 +1,13 @@
 """The loop of an instance, run here with a store and a pipe: what it says and what it does."""
 
+import errno
 import json
 import multiprocessing
 import queue
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from job_sessions import BREAK, BUG, SLEEP, Doubler
@@ -140,6 +142,63 @@ def test_a_store_that_cannot_be_written_for_a_while_does_not_end_it(loop, store,
     wait_for(lambda: len(calls) > 3)
     loop.stop()
     loop.thread.join()
+
+
+def failing(loop, error, times):
+    """Make the first attempts of a loop's worker fail."""
+    left, answer = [times], loop._worker.answer
+
+    def fail(lease, stop):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise error
+        return answer(lease, stop)
+
+    loop._worker = SimpleNamespace(answer=fail)
+
+
+def test_a_full_disk_uses_up_none_of_a_jobs_tries(loop, store, settings, monkeypatch):
+    monkeypatch.setattr(instance, "_FULL_PAUSE_S", 0.01)
+    failing(loop, OSError(errno.ENOSPC, "No space left on device"), times=5)
+    put(store, settings, "j", 1.0, 2.0)
+    loop.thread.start()
+    wait_for(lambda: state(store, "j").is_end)
+
+    found = store.get("j")
+    assert (found.state, found.failures, found.lapses) == (JobState.SUCCEEDED, 0, 0)
+    assert found.attempt == 6
+
+
+def test_a_place_that_cannot_be_reached_is_tried_again_and_named_in_the_end(loop, store, settings):
+    failing(loop, OSError(errno.EHOSTUNREACH, "No route to host"), times=9)
+    put(store, settings, "j", 1.0, 2.0)
+    loop.thread.start()
+    wait_for(lambda: state(store, "j").is_end)
+
+    found = store.get("j")
+    assert (found.state, found.failures) == (JobState.DEAD, 3)
+    assert "must be reachable; got: No route to host" in found.error
+
+
+def test_a_job_that_cannot_be_given_back_at_once_is_given_back_later(
+    loop, store, settings, monkeypatch
+):
+    monkeypatch.setattr(instance, "_FULL_PAUSE_S", 0.01)
+    failing(loop, OSError(errno.ENOSPC, "No space left on device"), times=1)
+    refusals, release = [StoreError("full")] * 3, store.release
+
+    def full(leases):
+        if refusals:
+            raise refusals.pop()
+        return release(leases)
+
+    monkeypatch.setattr(store, "release", full)
+    put(store, settings, "j", 1.0, 2.0)
+    loop.thread.start()
+    wait_for(lambda: state(store, "j").is_end)
+
+    found = store.get("j")
+    assert (found.state, found.lapses, found.attempt) == (JobState.SUCCEEDED, 0, 2)
 
 
 @pytest.mark.parametrize(

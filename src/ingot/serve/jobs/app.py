@@ -68,7 +68,10 @@ def build_jobs_app(
             Route("/metrics", pages.prometheus),
             Route("/openapi.json", pages.openapi),
             *job_routes(
-                desk, admit=pages.admit, refused=None if ends is None else ends.note_refused
+                desk,
+                admit=pages.admit,
+                still=None if gate is None else pages.identify,
+                refused=None if ends is None else ends.note_refused,
             ),
         ],
         middleware=middleware,
@@ -88,17 +91,20 @@ class _Pages:
 
     async def admit(self, request: "Request", action: str = "") -> None:
         """Let the caller pass, or raise: who puts or cancels must be allowed to infer."""
-        caller = None if self._gate is None else await self._identify(self._gate, request, action)
+        caller = await self.identify(request, action)
         if self._limits is not None and not action:
             self._limits.take(caller, address_of(request.scope["client"]))
 
-    async def _identify(self, gate: Gate, request: "Request", action: str) -> Principal:
+    async def identify(self, request: "Request", action: str = "") -> Principal | None:
+        """Return the caller if it may do this, without counting the request."""
+        if self._gate is None:
+            return None
         wanted = action or ("read" if request.method in {"GET", "HEAD"} else "infer")
         # a result is what an inference answers, so whoever may only read metadata does not get it
         if request.url.path.endswith("/result"):
             wanted = "infer"
         model = "" if wanted == "metrics" else self._desk.name
-        caller = await gate.admit(request.headers.get("authorization", ""), wanted, model)
+        caller = await self._gate.admit(request.headers.get("authorization", ""), wanted, model)
         request.state.client = caller.name
         return caller
 

@@ -1,12 +1,15 @@
 """The record of scaling: every decision and every death of an instance, with its reason."""
 
+import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ingot.core.digest import Json
 from ingot.serve.decision_log import DecisionTable
+from ingot.serve.jobs.job import StoreError
 from ingot.twin.policy import Decision
 
 _COLUMNS = {
@@ -51,11 +54,16 @@ class DecisionLog:
     Args:
         path: The file.
         clock: UTC seconds since 1970.
+
+    Raises:
+        StoreError: The file is damaged.
+        LedgerError: It is no SQLite file.
     """
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
-        self._clock, self._is_idle = clock, False
-        self._table = DecisionTable(path, "decisions", _COLUMNS, kept=_KEPT)
+        self._clock, self._is_idle, self._path = clock, False, path
+        with _readable(path):
+            self._table = DecisionTable(path, "decisions", _COLUMNS, kept=_KEPT)
 
     def record(self, endpoint: str, decision: Decision) -> None:
         """Write one decision."""
@@ -74,9 +82,26 @@ class DecisionLog:
         self._table.add(endpoint, self._clock(), "died", before, before - 1, backlog, reason)
 
     def read(self, endpoint: str, *, after: int = 0, limit: int = 1000) -> list[Recorded]:
-        """Return the newest rows above an id, in order of time."""
-        return [Recorded(*row) for row in self._table.read(endpoint, after=after, limit=limit)]
+        """Return the newest rows above an id, in order of time.
+
+        Raises:
+            StoreError: They cannot be read.
+        """
+        with _readable(self._path):
+            rows = self._table.read(endpoint, after=after, limit=limit)
+        return [Recorded(*row) for row in rows]
 
     def close(self) -> None:
         """Close the file."""
         self._table.close()
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreError(
+            f"The record of scaling must be a whole SQLite file; {path.name!r} gives {error}. No "
+            "job is in it: move it away, and a new one is made at the next start."
+        ) from error

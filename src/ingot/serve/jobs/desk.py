@@ -12,6 +12,7 @@ import msgspec
 from ingot.serve.endpoint import Endpoint
 from ingot.serve.jobs.answer import LINES
 from ingot.serve.jobs.decisions import DecisionLog
+from ingot.serve.jobs.disks import free_bytes
 from ingot.serve.jobs.job import MAX_INLINE_BYTES, MAX_TIMEOUT_S, Job, NewJob, Placed, QuotaError
 from ingot.serve.jobs.notify import check_url
 from ingot.serve.jobs.places import check_input
@@ -95,6 +96,21 @@ class JobDesk:
         """Call the store in a thread; Any is what the call takes."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, lambda: call(*values, **more))
+
+    def need_room(self) -> None:
+        """Refuse what may not find room to end.
+
+        Raises:
+            RequestError: The disk of the jobs, or of their results, is as good as full (507).
+        """
+        least = self.settings.min_free_bytes
+        if any(free_bytes(place) < least for place in self.settings.places):
+            raise RequestError(
+                f"A job must find {least:,} bytes of room on the server's disk; there are fewer. "
+                "Nothing was accepted; ask again later, or let the operator make room.",
+                status=507,
+                wait_s=30.0,
+            )
 
     def read(self, body: bytes, idempotency_key: str, origin: str = "") -> NewJob:
         """Turn a request into a job, or refuse it before anything is kept.

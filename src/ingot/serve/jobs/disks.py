@@ -53,6 +53,17 @@ def need_local_disk(folder: Path) -> None:
         )
 
 
+def free_bytes(folder: Path) -> int:
+    """Return the room that is left for this process on the disk of a folder.
+
+    Args:
+        folder: It may not be there yet.
+    """
+    there = next(p for p in (folder, *folder.parents) if p.is_dir())
+    found = os.statvfs(there)
+    return found.f_bavail * found.f_frsize
+
+
 def file_system(folder: Path) -> int:
     """Return the magic number of the file system that holds a folder; 0 where it is unknown."""
     if not sys.platform.startswith("linux"):

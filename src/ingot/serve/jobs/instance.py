@@ -1,6 +1,7 @@
 """An instance: a process that opens the model once and works through jobs under leases."""
 
 import contextlib
+import errno
 import logging
 import os
 import queue
@@ -32,6 +33,8 @@ READY, IDLE, WORK, STOP, FAILED = "ready", "idle", "work", "stop", "failed: "
 _POLL_S = 0.25  # how soon a job put by another program is seen without being told
 _GRACE_S = 1.0  # what an engine call gets beyond its job's time before its process is ended
 _HUNG_EXIT = 70
+_FULL_PAUSE_S = 2.0  # how soon a disk that was full is tried again
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
 @dataclass(slots=True)
@@ -136,11 +139,13 @@ class _Loop:
         self._runs: dict[str, _Run] = {}
         self._is_stopping = False
         self._is_idle = False
-        self._next_beat = 0.0
+        self._next_beat = self._claim_after = 0.0
+        self._owed: list[Lease] = []  # to be given back, once the store can be written
 
     def run(self) -> None:
         """Return when told to stop and nothing is in hand."""
         while not (self._is_stopping and not self._runs):
+            self._give_back()
             self._claim()
             self._wait()
             self._beat()
@@ -156,7 +161,9 @@ class _Loop:
 
     def _claim(self) -> None:
         free = self._settings.concurrency - len(self._runs)
-        if self._is_stopping or not free or any(r.lease.is_suspect for r in self._runs.values()):
+        if self._is_stopping or time.monotonic() < self._claim_after:
+            return
+        if not free or any(r.lease.is_suspect for r in self._runs.values()):
             return
         try:
             leases = self._store.claim(
@@ -235,8 +242,9 @@ class _Loop:
                 self._complete(ended, ended.answer)
             elif ended.error is not None:
                 self._fail(ended, ended.error)
-        except StoreError as error:  # the lease runs out and the job is tried again
+        except StoreError as error:  # the job is tried again, which is not held against it
             log.error("job %s: %s", ended.lease.job, error)
+            self._owed.append(ended.lease)
 
     def _complete(self, ended: _Ended, answer: Answer) -> None:
         lease = ended.lease
@@ -258,10 +266,30 @@ class _Loop:
     def _fail(self, ended: _Ended, error: Exception) -> None:
         lease = ended.lease
         discard(lease, scratch=self._settings.staging)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            self._wait_for_room(lease, error)
+            return
         status, words, retry = explain(error)
         if status == 500:
             log.error("job %s, attempt %d", lease.job, lease.attempt, exc_info=error)
         self._fail_for(lease, words, status, ended.began, retry=retry)
+
+    def _wait_for_room(self, lease: Lease, error: OSError) -> None:
+        """Give a job back: that a disk is full is not its fault, and must not use up its tries."""
+        log.error("job %s waits for room: %s", lease.job, error)
+        self._claim_after = time.monotonic() + _FULL_PAUSE_S
+        self._owed.append(lease)
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if not self._owed:
+            return
+        try:
+            self._store.release(self._owed)
+        except StoreError as error:
+            log.error("jobs could not be given back yet: %s", error)
+            return
+        self._owed = []
 
     def _fail_for(
         self, lease: Lease, words: str, status: int, began: float, *, retry: bool = True

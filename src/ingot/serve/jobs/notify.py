@@ -6,6 +6,7 @@ The event is CloudEvents 1.0 in structured JSON. It is signed as Standard Webhoo
 """
 
 import base64
+import binascii
 import hashlib
 import hmac
 import http.client
@@ -24,6 +25,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ingot.core.digest import Json, canonical_json
+from ingot.core.errors import ServeError
 from ingot.core.files import read_secret
 from ingot.serve.jobs.job import Job, Notice
 from ingot.serve.jobs.status import show_job
@@ -115,9 +117,21 @@ def read_key(path: Path) -> bytes:
     """Return the key that events are signed with; it is made at the first call.
 
     The file holds `whsec_` and base64, as Standard Webhooks writes keys, readable by its owner.
+
+    Raises:
+        ServeError: It holds something else.
     """
-    text = read_secret(path, lambda: b"whsec_" + base64.b64encode(os.urandom(32))).decode()
-    return base64.b64decode(text.strip().removeprefix("whsec_"))
+    kept = read_secret(path, lambda: b"whsec_" + base64.b64encode(os.urandom(32)))
+    try:
+        key = base64.b64decode(kept.strip().removeprefix(b"whsec_"), validate=True)
+    except binascii.Error:
+        key = b""
+    if not key:
+        raise ServeError(
+            f"A webhook key must be whsec_ and base64; {path.name!r} holds something else. Restore "
+            "it, or delete it: a new key is then made, which receivers must be given."
+        )
+    return key
 
 
 def event_of(job: Job) -> dict[str, Json]:

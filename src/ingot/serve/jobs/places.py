@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
+from ingot.core.errors import MissingExtraError
 from ingot.core.extras import need
 from ingot.serve.jobs.job import Lease
 from ingot.serve.problems import RequestError
@@ -157,6 +158,25 @@ def discard(lease: Lease, *, scratch: Path) -> None:
     _part(lease, scratch).unlink(missing_ok=True)
 
 
+def need_drivers(places: Sequence[str]) -> None:
+    """Check that what speaks to the object stores of some places is installed.
+
+    Raises:
+        MissingExtraError: It is not.
+    """
+    for place in places:
+        if "://" in place:
+            fsspec = need("fsspec", extra="serve", what="Reading from an object store")
+            scheme = place.partition("://")[0]
+            try:
+                fsspec.get_filesystem_class(scheme)
+            except ImportError as error:
+                raise MissingExtraError(
+                    f"Places of {scheme}:// must have a driver; got: {error}. Install it beside "
+                    "Ingot, or name other places."
+                ) from error
+
+
 def read_result(output: str) -> Iterator[bytes]:
     """Open a result now and give it in pieces of at most one MiB.
 
@@ -188,18 +208,27 @@ def remove_result(output: str) -> None:
         Path(output).unlink(missing_ok=True)
 
 
-def remove_parts(folder: Path, *, older_s: float, clock: Callable[[], float] = time.time) -> int:
+def remove_parts(
+    folder: Path,
+    *,
+    older_s: float,
+    is_live: Callable[[str], bool] = lambda _job: False,
+    clock: Callable[[], float] = time.time,
+) -> int:
     """Delete what attempts that died left behind; return how many files.
 
     Args:
         folder: Where results are.
         older_s: Seconds since the last write; longer than any attempt may take.
+        is_live: Says of a job's id whether an attempt of it runs; the day's clock, which files are
+            dated by, may have been set since they were written.
         clock: UTC seconds since 1970.
     """
     removed = 0
     for part in folder.glob("**/.*.part") if folder.is_dir() else ():
         with contextlib.suppress(FileNotFoundError):
-            if clock() - part.stat().st_mtime > older_s:
+            is_old = clock() - part.stat().st_mtime > older_s
+            if is_old and not is_live(part.name[1:].partition(".")[0]):
                 part.unlink()
                 removed += 1
     return removed

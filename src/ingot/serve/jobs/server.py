@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,9 @@ from ingot.serve.endpoint import Endpoint
 from ingot.serve.jobs.decisions import DecisionLog
 from ingot.serve.jobs.disks import need_local_disk
 from ingot.serve.jobs.ends import Ends
-from ingot.serve.jobs.job import MAX_TIMEOUT_S
+from ingot.serve.jobs.job import MAX_TIMEOUT_S, JobState
 from ingot.serve.jobs.notify import Notifier, read_key
-from ingot.serve.jobs.places import remove_parts, remove_result
+from ingot.serve.jobs.places import need_drivers, remove_parts, remove_result
 from ingot.serve.jobs.settings import AsyncSettings
 from ingot.serve.jobs.store import JobStore
 from ingot.serve.jobs.supervisor import Supervisor
@@ -77,8 +78,13 @@ def sweep(store: JobStore, settings: AsyncSettings) -> int:
     if "://" not in settings.output:
         folders.add(Path(settings.output))
     for folder in folders:
-        remove_parts(folder, older_s=2 * MAX_TIMEOUT_S)
+        remove_parts(folder, older_s=2 * MAX_TIMEOUT_S, is_live=partial(_is_running, store))
     return store.forget([job.id for job in stale])
+
+
+def _is_running(store: JobStore, job: str) -> bool:
+    found = store.get(job)
+    return found is not None and found.state is JobState.RUNNING
 
 
 @dataclass(slots=True)
@@ -123,7 +129,7 @@ def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> Running
     from ingot.serve.workers.workforce import Workforce
 
     check_endpoints((endpoint,))
-
+    need_drivers((*settings.roots, settings.output))
     with ExitStack() as stack:
         listener = stack.enter_context(bind(endpoint.host, endpoint.port))
         need_local_disk(settings.folder)

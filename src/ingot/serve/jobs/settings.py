@@ -39,6 +39,8 @@ class AsyncSettings:
         max_queued: More jobs than this may not wait.
         retention_s: Seconds that ended jobs and their results are kept.
         max_result_bytes: Most bytes of results; beyond it the oldest go first.
+        min_free_bytes: With less room than this on the disk of the jobs or of their results, none
+            is accepted, so that those that are can end.
         max_json_bytes: Largest input by URI that is read whole; larger ones must be JSON lines.
         max_line_bytes: Longest line of JSON lines.
         notify_networks: Names and networks (CIDR) beyond the public ones that may be notified.
@@ -58,6 +60,7 @@ class AsyncSettings:
     max_queued: int = 100_000
     retention_s: float = 3 * 86_400.0
     max_result_bytes: int = 10 * 1024**3
+    min_free_bytes: int = 16 * 1024**2
     max_json_bytes: int = 64 * 1024**2
     max_line_bytes: int = 4 * 1024**2
     notify_networks: tuple[str, ...] = ()
@@ -95,6 +98,11 @@ class AsyncSettings:
     def staging(self) -> Path:
         """Where results wait for their upload to an object store."""
         return self.folder / "staging"
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """Local folders that jobs fill: their own, and that of results where it is local."""
+        return (self.folder,) if "://" in self.output else (self.folder, Path(self.output))
 
     def open_store(
         self, *, is_first: bool, on_end: Callable[[Job], None] | None = None

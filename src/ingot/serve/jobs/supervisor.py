@@ -107,7 +107,8 @@ class Supervisor:
         Raises:
             ServeError: The model does not open or does not answer.
         """
-        self._start_one()
+        if not self._start_one():
+            raise ServeError(self._trouble)
         probe = self._active[0]
         limit_s = self._endpoint.load_timeout_s
         is_heard = probe.child.link.poll(limit_s)
@@ -224,10 +225,16 @@ class Supervisor:
             self._leaving.append(leaver)
             _send(leaver, STOP)
 
-    def _start_one(self) -> None:
+    def _start_one(self) -> bool:
         owner = f"{os.getpid()}-{os.urandom(8).hex()}"
-        child = Child(self._nursery, run_instance, self._endpoint, self._settings, owner)
+        try:
+            child = Child(self._nursery, run_instance, self._endpoint, self._settings, owner)
+        except (OSError, ServeError) as error:  # no memory or no processes left, for now
+            log.error("%s: an instance cannot be started: %s", self._name, error)
+            self._put_off(f"An instance must be started; got: {error}. Look at the machine.")
+            return False
         self._active.append(_Instance(owner, child, self._clock()))
+        return True
 
     def _bury(self) -> None:
         limit_s = self._endpoint.load_timeout_s
@@ -254,10 +261,13 @@ class Supervisor:
         self._decisions.died(self._name, before=before, backlog=self._backlog(), reason=reason)
         self._failure = ""
         if not instance.is_ready:
-            self._trouble = reason
-            self._failed_starts += 1
-            pause = min(_LONGEST_BACK_OFF_S, 0.5 * 2.0**self._failed_starts)
-            self._start_after = self._clock() + pause
+            self._put_off(reason)
+
+    def _put_off(self, reason: str) -> None:
+        self._trouble = reason
+        self._failed_starts += 1
+        pause = min(_LONGEST_BACK_OFF_S, 0.5 * 2.0 ** min(self._failed_starts, 16))
+        self._start_after = self._clock() + pause
 
     def _backlog(self) -> int:
         return backlog(self._store.counts(self._name))

@@ -18,7 +18,7 @@ from ingot.serve.jobs.openapi import MOST_DECISIONS, MOST_LISTED
 from ingot.serve.jobs.origin import Origin, read_origin
 from ingot.serve.jobs.places import read_result
 from ingot.serve.jobs.status import job_path, show_job, show_new
-from ingot.serve.problems import RequestError
+from ingot.serve.problems import RequestError, encode_problem
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LOOK_S = 0.05  # how often a followed job is looked at
+_STILL_S = 1.0  # how often whoever follows is asked for its key again
 _COMMENT_S = 15.0  # how often a silent event stream says that it lives
 _NOT_KEPT = (
     "A job must be kept on disk before it is accepted; it could not be. Nothing was accepted; "
@@ -42,7 +43,11 @@ Admit = Callable[["Request"], Awaitable[object]]
 
 
 def job_routes(
-    desk: JobDesk, *, admit: Admit | None = None, refused: Callable[[End], None] | None = None
+    desk: JobDesk,
+    *,
+    admit: Admit | None = None,
+    still: Admit | None = None,
+    refused: Callable[[End], None] | None = None,
 ) -> "list[BaseRoute]":
     """Return the routes under `/v2/models/{name}/jobs` and `/v2/models/{name}/scaling`.
 
@@ -51,11 +56,12 @@ def job_routes(
     Args:
         desk: What they ask.
         admit: Asked before every page; it refuses a caller with `RequestError` (401 or 403).
+        still: Asked every second while a stream of events is open; it refuses in the same way.
         refused: Told, in a thread, of requests that were to become jobs and did not.
     """
     from starlette.routing import Route
 
-    pages = _Pages(desk)
+    pages = _Pages(desk, still)
     jobs = "/v2/models/{name}/jobs"
     # one route for all methods of a path, so that a refusal of another one can name them all
     return [
@@ -122,13 +128,14 @@ def _watched(desk: JobDesk, page: Page, refused: Callable[[End], None] | None) -
 
 
 class _Pages:
-    def __init__(self, desk: JobDesk) -> None:
-        self._desk = desk
+    def __init__(self, desk: JobDesk, still: Admit | None) -> None:
+        self._desk, self._still = desk, still
 
     async def submit(self, request: "Request") -> "Response":
         if self._desk.is_draining or not self._desk.is_ready():
             words = "The endpoint must be running to accept jobs; it is not. Ask again later."
             return problem(503, words, {"retry-after": "5", "connection": "close"})
+        self._desk.need_room()
         encoding = request.headers.get("content-encoding", "identity")
         if encoding != "identity":
             words = f"A body must be sent as it is; got content-encoding {encoding[:32]!r}. "
@@ -218,7 +225,8 @@ class _Pages:
 
         job = await self._job(request)
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        return StreamingResponse(self._follow(job), headers=headers, media_type="text/event-stream")
+        events = self._admitted(request, self._follow(job))
+        return StreamingResponse(events, headers=headers, media_type="text/event-stream")
 
     async def scaling(self, request: "Request") -> "Response":
         after = _number(request.query_params.get("after", "0"), "after", 2**62, least=0)
@@ -239,8 +247,23 @@ class _Pages:
             )
         return job
 
+    async def _admitted(self, request: "Request", events: AsyncIterator[str]) -> AsyncIterator[str]:
+        """Give what is not empty, while the caller may have it: keys expire and are revoked."""
+        looked = time.monotonic()
+        async for event in events:
+            if self._still is not None and time.monotonic() - looked >= _STILL_S:
+                looked = time.monotonic()
+                try:
+                    await self._still(request)
+                except RequestError as error:
+                    words = encode_problem(error.status, str(error)).decode()
+                    yield f"event: problem\ndata: {words}\n\n"
+                    return
+            if event:
+                yield event
+
     async def _follow(self, job: Job) -> AsyncIterator[str]:
-        """Give an event for each change of a job, until it has ended."""
+        """Give an event for each change of a job, until it has ended; empty ones between."""
         told, silent_s, number = None, 0.0, 0
         found: Job | None = job
         while found is not None:
@@ -250,6 +273,7 @@ class _Pages:
                 yield f"id: {number}\nevent: {found.state.value}\ndata: {data}\n\n"
             if found.state.is_end or self._desk.is_draining:
                 return
+            yield ""
             await asyncio.sleep(_LOOK_S)
             silent_s += _LOOK_S
             if silent_s >= _COMMENT_S:

@@ -124,7 +124,11 @@ class _Template:
         if not target:
             return False
         with socket.socket(fileno=descriptors[0]) as connection:
-            pid = os.fork()
+            try:
+                pid = os.fork()
+            except OSError as error:  # no memory or no processes left, for now; the caller sees it
+                log.error("no process can be forked: %s", error)
+                return True
             if pid == 0:
                 self._become(connection, target.decode())
             self._children.add(pid)
