@@ -58,6 +58,10 @@ def build_app(
     routes: list[BaseRoute] = [Route(path + "/infer", dispatch) for path in (MODEL, VERSION)]
     pages = _Pages(served, metrics, gate).routes()
     routes += [Route(path, page, methods=["GET"]) for path, page in pages]
+    if any(one.endpoint.generation for one in served):
+        from ingot.serve.generation.app import text_routes
+
+        routes += text_routes(served, metrics=metrics, log=log, gate=gate)
     return Starlette(
         routes=routes,
         middleware=[Middleware(FastPath, versions=versions, routes=infer)],
