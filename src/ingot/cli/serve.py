@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ingot.cli._async_options import async_options, async_settings
+from ingot.cli._generation_options import generation_options, generation_settings
 from ingot.cli._options import json_option
 from ingot.cli._print import print_json, say
 from ingot.core.digest import short
@@ -103,9 +104,10 @@ def _work_options(function: F) -> F:
 @_address_options
 @_work_options
 @click.option("--dry-run", is_flag=True, help="Check that it could be served, and stop.")
+@generation_options
 @async_options
 @json_option
-# Any: the options of the three groups above
+# Any: the options of the groups above
 def command(
     *, targets: tuple[str, ...], dry_run: bool, as_json: bool, is_async: bool, **options: Any
 ) -> None:
@@ -117,6 +119,7 @@ def command(
       ingot serve digits:3 digits:2 letters@prod --port 0
       ingot serve digits@prod --workers 2 --max-batch 16 --keys --host 0.0.0.0
       ingot serve digits@prod --async --max-instances 3
+      ingot serve writer@prod --generate --cache-tokens 16384
     """
     from ingot.registry.registry import Registry
     from ingot.serve.server import check_endpoints
@@ -145,6 +148,8 @@ def command(
 def _run_jobs(endpoint: "Endpoint", options: dict[str, Any]) -> None:
     from ingot.serve.jobs.server import run_jobs
 
+    if endpoint.generation is not None:
+        raise click.UsageError("--generate streams, and jobs are answered later; drop --async.")
     if endpoint.beside:
         raise click.UsageError("--async takes one version; start a server for each.")
     settings = async_settings(endpoint.version.name, options)
@@ -168,6 +173,7 @@ def _endpoint(registry: "Registry", target: str, options: dict[str, Any]) -> "En
         workers=options["workers"],
         is_idempotent=not options["no_repeat"],
         batching=None if rows is None else Batching(rows, options["max_wait_ms"]),
+        generation=generation_settings(options),
         timeout_s=options["timeout_s"],
         max_waiting=options["max_waiting"],
         access=_access(options),
