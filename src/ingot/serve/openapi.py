@@ -6,6 +6,7 @@ from typing import Any
 from ingot.models.model import Signature, TensorSpec
 from ingot.serve.datatypes import NUMPY_OF, kind_of, wire_name
 from ingot.serve.endpoint import Endpoint
+from ingot.serve.generation.documents import openai_paths, text_paths
 from ingot.serve.problems import PROBLEM_TYPE
 
 # Any below is JSON Schema.
@@ -64,7 +65,12 @@ def openapi(endpoints: Sequence[Endpoint], *, version: str) -> Schema:
         for base in bases:
             paths[base] = _page("Inputs and outputs of the model.")
             paths[base + "/ready"] = _page("Whether the model answers.", refusals=(503,))
-            paths[base + "/infer"] = {"post": _infer(endpoint.model.signature)}
+            if endpoint.generation is None:
+                paths[base + "/infer"] = {"post": _infer(endpoint.model.signature)}
+            else:
+                paths |= text_paths(base, headers=_headers(), refusals=_refusals(_REFUSALS))
+    if any(endpoint.generation for endpoint in endpoints):
+        paths |= openai_paths(headers=_headers(), refusals=_refusals(_REFUSALS))
     return {
         "openapi": "3.1.0",
         "info": {"title": "Ingot endpoint", "version": version},
@@ -96,10 +102,7 @@ def _infer(signature: Signature) -> Schema:
     }
     return {
         "summary": "One inference.",
-        "parameters": [
-            {"name": name, "in": "header", "schema": schema, "description": words}
-            for name, (schema, words) in _HEADERS.items()
-        ],
+        "parameters": _headers(),
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": _request(signature)}},
@@ -115,6 +118,13 @@ def _infer(signature: Signature) -> Schema:
             **_refusals(_REFUSALS),
         },
     }
+
+
+def _headers() -> list[Schema]:
+    return [
+        {"name": name, "in": "header", "schema": schema, "description": words}
+        for name, (schema, words) in _HEADERS.items()
+    ]
 
 
 def _request(signature: Signature) -> Schema:

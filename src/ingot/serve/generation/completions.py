@@ -126,10 +126,9 @@ def _check_logprobs(found: CompletionRequest) -> None:
 
 def _prompt(given: str | list[Any]) -> Prompt:
     """Return the one prompt of a request."""
-    one = given[0] if isinstance(given, list) and len(given) == 1 else given
-    if isinstance(one, int):
-        one = given
-    if isinstance(one, str) or all(type(row) is int for row in one):
+    alone = isinstance(given, list) and len(given) == 1 and isinstance(given[0], str | list)
+    one = given[0] if alone else given
+    if isinstance(one, str) or all(type(row) is int for row in one):  # a boolean is no id
         return one
     raise RequestError(
         "prompt must be one text or one list of token ids; got several, or something else. Send a "
