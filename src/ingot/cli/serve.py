@@ -1,7 +1,7 @@
 """`ingot serve`: answer requests with released versions."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -212,4 +212,5 @@ def _facts(endpoint: "Endpoint") -> dict[str, Any]:
         "host": endpoint.host,
         "port": endpoint.port,
         "workers": endpoint.workers,
+        "generation": None if endpoint.generation is None else asdict(endpoint.generation),
     }
