@@ -40,6 +40,7 @@ class Reply:
         text: Where pieces come from.
         fresh: Pieces that were read and are not sent.
         pieces: All that were read.
+        tokens: How many tokens they are.
         offset: Characters of the text whose tokens were described.
         status: How it ended; 503 until it has, for whoever is cut off.
     """
@@ -51,6 +52,7 @@ class Reply:
     text: Text
     fresh: list[Piece] = field(default_factory=list)
     pieces: list[Piece] = field(default_factory=list)
+    tokens: int = 0
     offset: int = 0
     status: int = 503
 
@@ -58,6 +60,7 @@ class Reply:
         """Add pieces that were read."""
         self.fresh += pieces
         self.pieces += pieces
+        self.tokens += sum(piece.token is not None for piece in pieces)
 
     def send(self) -> list[Piece]:
         """Return the pieces that are not sent yet, as sent."""
@@ -73,11 +76,6 @@ class Reply:
     def written(self) -> str:
         """The text."""
         return "".join(piece.text for piece in self.pieces)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that were written."""
-        return sum(piece.token is not None for piece in self.pieces)
 
     def is_end(self, piece: Piece) -> bool:
         """Say whether a piece is the last because of a token that ends a text."""
