@@ -14,6 +14,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.g
 import _batch  # noqa: E402 # the environment comes first
 import _jobs  # noqa: E402
 import _realtime_claims  # noqa: E402
+import _stream  # noqa: E402
 from _results import run_sections  # noqa: E402
 
 COLUMNS = {
@@ -21,6 +22,7 @@ COLUMNS = {
     "lost": ["server", "requests", "kills", "lost"],
     "enqueue": ["synchronous", "jobs per commit", "survives", "jobs/s", "least", "most"],
     **_batch.COLUMNS,
+    "stream": ["callers", "server", "tokens/s", "first token, median ms", "first token, p95 ms"],
     "trace": ["second", "backlog", "backlog per instance", "instances"],
 }
 SECTIONS = {
@@ -31,6 +33,7 @@ SECTIONS = {
     "cold": _jobs.cold,
     "trace": _jobs.trace,
     "batch": _batch.batch,
+    "stream": _stream.stream,
 }
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import onnxruntime
 import pytest
 
 from ingot.core.errors import ModelError
+from ingot.models.ends import ends_of
 from ingot.models.load import load_model
 
 torch = pytest.importorskip("torch")
@@ -75,3 +76,17 @@ def test_a_decoder_gives_the_scores_that_transformers_gives(tmp_path):
     session = onnxruntime.InferenceSession(model.onnx_path)
     got = session.run(["logits"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0]
     np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_a_decoder_carries_the_tokens_that_end_its_texts(tmp_path):
+    config = transformers.GPT2Config(
+        n_embd=8, n_layer=1, n_head=1, vocab_size=20, n_positions=16, bos_token_id=0,
+        eos_token_id=7,
+    )  # fmt: skip
+    network = transformers.GPT2LMHeadModel(config)
+    network.generation_config.eos_token_id = [7, 9]
+    network.save_pretrained(tmp_path / "gpt2")
+
+    model = load_model(tmp_path / "gpt2", root=tmp_path / "store")
+
+    assert ends_of(model).tokens == (7, 9)

@@ -3,25 +3,27 @@
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ingot.cli._generation_options import cache_options, end_token_option
 from ingot.cli._options import RELEASED, ModelSource, json_option, seed_option
 from ingot.cli._print import print_json, say
 from ingot.core.units import show_ms
 
 if TYPE_CHECKING:
-    from ingot.models.model import Model
     from ingot.runtime.engine import EngineConfig
-    from ingot.runtime.generation.decoding import Decoding
     from ingot.runtime.generation.request import Piece
     from ingot.runtime.generation.sampling import Sampling
-    from ingot.runtime.generation.text import Tokenizer
 
+_ASKED = (
+    "max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "seed",
+    "logprobs", "ignore_eos", "end_tokens",
+)  # fmt: skip
 F = TypeVar("F", bound=Callable[..., Any])
 _SAMPLING = (
     click.option("--max-tokens", default=128, show_default=True, help="Tokens at most."),
@@ -31,15 +33,15 @@ _SAMPLING = (
     click.option("--min-p", default=0.0, show_default=True, help="Share of the likeliest token."),
     click.option("--repetition-penalty", default=1.0, show_default=True, help="1: none."),
     click.option("--stop", multiple=True, help="String that ends the text. Repeatable."),
+    click.option("--ignore-eos", is_flag=True, help="Go on where the model would end the text."),
+    end_token_option,
     click.option("--logprobs", type=int, help="Log-probabilities, and of how many others (JSON)."),
 )
 _ENGINE = (
     click.option("--engine", help="Native where it can run the model, else onnxruntime."),
     click.option("--threads", default=0, show_default=True, help="0: every physical core."),
-    click.option("--cache-tokens", default=4096, show_default=True, help="Room of the cache."),
-    click.option("--cache-bits", type=click.Choice(["32", "8"]), default="32", show_default=True,
-                 help="Bits of cached keys and values."),
-)  # fmt: skip
+    *cache_options,
+)
 
 
 def _with(options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
@@ -52,7 +54,7 @@ def _with(options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
 
 
 @click.command()
-@click.argument("target", metavar="NAME@STAGE|MODEL")
+@click.argument("target", metavar="NAME@STAGE|MODEL|URL/NAME")
 @click.option("--prompt", help="Text to continue; standard input if no prompt is given.")
 @click.option("--prompt-file", type=click.Path(path_type=Path, exists=True, dir_okay=False),
               help="File with the text to continue.")  # fmt: skip
@@ -60,6 +62,7 @@ def _with(options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
 @click.option(
     "--tokenizer", type=click.Path(path_type=Path, exists=True), help="Of a model without one."
 )
+@click.option("--key", envvar="INGOT_KEY", help="API key for a URL; the variable INGOT_KEY too.")
 @_with(_SAMPLING)
 @seed_option
 @_with(_ENGINE)
@@ -70,13 +73,9 @@ def command(
     prompt: str | None,
     prompt_file: Path | None,
     tokens: str | None,
-    tokenizer: Path | None,
-    engine: str | None,
-    threads: int,
-    cache_tokens: int,
-    cache_bits: str,
+    key: str | None,
     as_json: bool,
-    **sampling: Any,  # the fields of Sampling
+    **options: Any,  # the fields of Sampling, and what a model is opened with
 ) -> None:
     """Continue a text; print it as it grows.
 
@@ -85,27 +84,83 @@ def command(
       ingot generate small --prompt "Once upon a time"
       ingot generate small --prompt-file note.txt --temperature 0.8 --top-p 0.95 --seed 1
       echo "Once upon a time" | ingot generate writer@prod --max-tokens 50 --json
+      ingot generate http://127.0.0.1:8000/writer --prompt "Once upon a time"
     """
-    from ingot.runtime.generation.drivers import open_decoding
-    from ingot.runtime.generation.sampling import Sampling
-    from ingot.runtime.generation.text import Tokenizer, tokenizer_of
-
-    settings = Sampling(**sampling)
+    asked = {name: options.pop(name) for name in _ASKED}
+    _sampling(asked, None)  # a bad setting is refused before anything is read
     given = _prompt(prompt, prompt_file, tokens)
-    model = ModelSource(target, tokenizer=tokenizer).load()
-    config = _config(target, engine, threads)
+    run = _Run(as_json)
+    if target.startswith(("http://", "https://")):
+        _remote(run, target, given, asked, key)
+    else:
+        _local(run, target, given, asked, options)
+
+
+def _local(
+    run: "_Run",
+    target: str,
+    prompt: str | list[int],
+    asked: dict[str, Any],
+    options: dict[str, Any],
+) -> None:
+    from ingot.runtime.generation.drivers import open_decoding
+    from ingot.runtime.generation.generate import generate
+    from ingot.runtime.generation.text import end_tokens, tokenizer_of
+
+    path, threads = options["tokenizer"], options["threads"]
+    model = ModelSource(target, tokenizer=path).load()
+    words = tokenizer_of(model, path)
+    sampling = _sampling(asked, end_tokens(model, words, asked["end_tokens"]))
     decoding = open_decoding(
-        model, config, threads=threads, cache_tokens=cache_tokens, cache_bits=int(cache_bits)
+        model,
+        _config(target, options["engine"], threads),
+        threads=threads,
+        cache_tokens=options["cache_tokens"],
+        cache_bits=int(options["cache_bits"]),
     )
     try:
         if decoding.why:
             say(f"Every token reads the whole text again: {decoding.why}")
-        run = _Run(as_json)
-        words = tokenizer_of(model) if tokenizer is None else Tokenizer(tokenizer)
-        run.go(decoding, given, settings, words)
+        run.go(generate(decoding, prompt, sampling, tokenizer=words), is_text=words is not None)
     finally:
         decoding.close()
-    run.report(model, decoding, settings)
+    facts = {"model": model.digest, "config": decoding.config.to_json()}
+    run.report(f"tokens on {decoding.config.label}", facts, sampling)
+
+
+def _remote(
+    run: "_Run",
+    target: str,
+    prompt: str | list[int],
+    asked: dict[str, Any],
+    key: str | None,
+) -> None:
+    from ingot.serve.generation.client import generate
+
+    url, _, name = target.rstrip("/").rpartition("/")
+    ids = asked["end_tokens"]
+    if not isinstance(prompt, str) or not all(token.isdigit() for token in ids):
+        raise click.UsageError(
+            "A server takes a text, and ids as --end-token; got tokens or names. Give a model, or "
+            "change them."
+        )
+    parameters = {name: value for name, value in asked.items() if name != "end_tokens"}
+    parameters |= {
+        "stop": list(asked["stop"]),
+        "stop_token_ids": [int(token) for token in ids],
+        "ignore_eos": asked["ignore_eos"] or bool(ids),
+        "details": run.as_json,
+    }
+    proof = {"authorization": f"Bearer {key}"} if key else {}
+    run.go(generate(url, name, prompt, parameters, headers=proof), is_text=True)
+    run.report(f"pieces from {target}", {"url": url, "name": name}, _sampling(asked, None))
+
+
+def _sampling(asked: dict[str, Any], ends: "tuple[int, ...] | None") -> "Sampling":
+    from ingot.runtime.generation.sampling import Sampling
+
+    rest = {name: value for name, value in asked.items() if name in Sampling.__dataclass_fields__}
+    return Sampling(**rest, stop_tokens=() if asked["ignore_eos"] else ends)
 
 
 @dataclass
@@ -116,50 +171,38 @@ class _Run:
     pieces: "list[Piece]" = field(default_factory=list)
     times: list[float] = field(default_factory=list)
 
-    def go(
-        self,
-        decoding: "Decoding",
-        prompt: str | list[int],
-        sampling: "Sampling",
-        tokenizer: "Tokenizer | None",
-    ) -> None:
-        from ingot.runtime.generation.generate import generate
-
+    def go(self, pieces: "Iterator[Piece]", *, is_text: bool) -> None:
         self.times.append(time.perf_counter())
-        for piece in generate(decoding, prompt, sampling, tokenizer=tokenizer):
+        for piece in pieces:
             self.times.append(time.perf_counter())
             self.pieces.append(piece)
             if not self.as_json:
-                text = piece.text if tokenizer is not None else f"{piece.token} "
-                click.echo(text, nl=False)
+                click.echo(piece.text if is_text else f"{piece.token} ", nl=False)
         if not self.as_json:
             click.echo()
 
     @property
     def first_ms(self) -> float:
-        """Milliseconds to the first token."""
+        """Milliseconds to the first piece."""
         return 1000 * (self.times[1] - self.times[0])
 
     @property
     def token_ms(self) -> float | None:
-        """Milliseconds of each token after the first."""
+        """Milliseconds of each piece after the first."""
         count = len(self.times) - 2
         return 1000 * (self.times[-1] - self.times[1]) / count if count else None
 
-    def report(self, model: "Model", decoding: "Decoding", sampling: "Sampling") -> None:
+    def report(self, what: str, facts: dict[str, Any], sampling: "Sampling") -> None:
+        """Say how fast it was, or everything as JSON; a server may send several tokens a piece."""
         if not self.as_json:
             each = f", then {show_ms(self.token_ms)} a token" if self.token_ms else ""
-            say(
-                f"{len(self.pieces)} tokens on {decoding.config.label}: the first after "
-                f"{show_ms(self.first_ms)}{each}"
-            )
+            say(f"{len(self.pieces)} {what}: the first after {show_ms(self.first_ms)}{each}")
             return
-        facts: dict[str, Any] = {
+        facts = {
             "text": "".join(piece.text for piece in self.pieces),
             "tokens": [piece.token for piece in self.pieces],
             "finish": self.pieces[-1].finish,
-            "model": model.digest,
-            "config": decoding.config.to_json(),
+            **facts,
             "first_token_ms": self.first_ms,
             "token_ms": self.token_ms,
         }

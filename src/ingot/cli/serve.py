@@ -1,13 +1,14 @@
 """`ingot serve`: answer requests with released versions."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ingot.cli._async_options import async_options, async_settings
+from ingot.cli._generation_options import generation_options, generation_settings
 from ingot.cli._observe_options import observe_fields, observe_options
 from ingot.cli._options import json_option
 from ingot.cli._print import print_json, say
@@ -114,6 +115,7 @@ def _work_options(function: F) -> F:
 @_work_options
 @rate_options
 @click.option("--dry-run", is_flag=True, help="Check that it could be served, and stop.")
+@generation_options
 @async_options
 @traffic_options
 @observe_options
@@ -132,6 +134,7 @@ def command(
       ingot serve digits@prod --async --max-instances 3
       ingot serve digits@prod --canary digits:4 --require "p95_ms <= 1.2x baseline"
       ingot serve digits@prod --log-rules rules.toml --otlp http://127.0.0.1:4318
+      ingot serve writer@prod --generate --cache-tokens 16384
     """
     from ingot.registry.registry import Registry
     from ingot.serve.server import check_endpoints
@@ -160,6 +163,8 @@ def command(
 def _run_jobs(endpoint: "Endpoint", options: dict[str, Any]) -> None:
     from ingot.serve.jobs.server import run_jobs
 
+    if endpoint.generation is not None:
+        raise click.UsageError("--generate streams, and jobs are answered later; drop --async.")
     if endpoint.beside or endpoint.traffic is not None:
         raise click.UsageError("--async takes one version; start a server for each.")
     settings = async_settings(endpoint.version.name, options)
@@ -197,6 +202,7 @@ def _endpoint(registry: "Registry", version: "Version", options: dict[str, Any])
         workers=options["workers"],
         is_idempotent=not options["no_repeat"],
         batching=None if rows is None else Batching(rows, options["max_wait_ms"]),
+        generation=generation_settings(options),
         timeout_s=options["timeout_s"],
         load_timeout_s=options["load_timeout_s"],
         max_waiting=options["max_waiting"],
@@ -238,4 +244,5 @@ def _facts(endpoint: "Endpoint") -> dict[str, Any]:
         "host": endpoint.host,
         "port": endpoint.port,
         "workers": endpoint.workers,
+        "generation": None if endpoint.generation is None else asdict(endpoint.generation),
     }

@@ -344,7 +344,7 @@ def _store(
         data=None if data is None else data.digest,
         notes={"methods": recipe.label},
     )
-    extra = {p.name: p for p in (parent.tokenizer_path,) if p is not None}
+    extra = {p.name: p for p in (parent.tokenizer_path, parent.generation_path) if p}
     name = f"{parent.name}-{short(recipe.digest)[:6]}"
     if isinstance(net, TorchNetwork):
         graph = _export(net, parent)

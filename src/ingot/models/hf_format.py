@@ -11,6 +11,7 @@ import onnx
 from ingot.core.errors import ModelError
 from ingot.core.extras import need
 from ingot.models._export import export, quiet
+from ingot.models.ends import read_ends
 from ingot.models.model import TOKENIZER_FILE
 
 _HEADS = {
@@ -29,8 +30,10 @@ def is_hf_folder(path: Path) -> bool:
     return (path / "config.json").is_file()
 
 
-def read_hf(folder: Path) -> tuple[onnx.ModelProto, dict[str, Path]]:
-    """Return the graph of a transformers folder, and the tokenizer file to keep with it.
+def read_hf(folder: Path) -> tuple[onnx.ModelProto, dict[str, Path | bytes]]:
+    """Return the graph of a transformers folder, and the files to keep with it.
+
+    These are the tokenizer and, for a causal language model, how its texts end.
 
     Inputs are `input_ids` and `attention_mask` `(batch, sequence)` int64. The output is
     `embedding` `(batch, hidden)` where sentence-transformers' pooling is described, else `logits`
@@ -57,7 +60,10 @@ def read_hf(folder: Path) -> tuple[onnx.ModelProto, dict[str, Path]]:
     example = {"input_ids": ids.astype(np.int64), "attention_mask": mask}
     proto = export(network, example, dynamic=True, outputs=[output])
     tokenizer = folder / TOKENIZER_FILE
-    return proto, {TOKENIZER_FILE: tokenizer} if tokenizer.is_file() else {}
+    kept: dict[str, Path | bytes] = {TOKENIZER_FILE: tokenizer} if tokenizer.is_file() else {}
+    if loader == "AutoModelForCausalLM":
+        kept |= read_ends(folder).as_files()
+    return proto, kept
 
 
 def _json(path: Path) -> Any:

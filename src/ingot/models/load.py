@@ -10,6 +10,7 @@ from ingot.data.data import Array
 from ingot.models.model import ONNX_FILE, SIGNATURE_FILE, TOKENIZER_FILE, Lineage, Model
 from ingot.models.store import INLINE_LIMIT, open_model, store_model, store_root
 
+Files = dict[str, Path | bytes]  # more files of a model by stored name, or what is in them
 _LABEL = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _ACCEPTED = (
     "an .onnx file; a .pt2 file of torch.export; a Hugging Face folder with config.json and "
@@ -48,7 +49,7 @@ def load_model(
     text, path = str(source), Path(source)
     if tokenizer is not None and not tokenizer.is_file():
         raise ModelError(f"tokenizer must be a file; got {str(tokenizer)!r}. Check the path.")
-    extra = {} if tokenizer is None else {TOKENIZER_FILE: tokenizer}
+    extra: Files = {} if tokenizer is None else {TOKENIZER_FILE: tokenizer}
     is_label = not path.exists() and bool(_LABEL.fullmatch(text))
     if is_label:
         return _from_factory(text, weights, example, name=name, extra=extra, root=root)
@@ -66,7 +67,7 @@ def load_model(
     raise _unknown(text, path)
 
 
-def _from_onnx(path: Path, *, name: str | None, extra: dict[str, Path], root: Path | None) -> Model:
+def _from_onnx(path: Path, *, name: str | None, extra: Files, root: Path | None) -> Model:
     from ingot.models.onnx_format import external_bytes, open_onnx, read_onnx, read_skeleton
 
     skeleton = read_skeleton(path)
@@ -82,9 +83,7 @@ def _from_onnx(path: Path, *, name: str | None, extra: dict[str, Path], root: Pa
         )
 
 
-def _from_folder(
-    path: Path, *, name: str | None, extra: dict[str, Path], root: Path | None
-) -> Model:
+def _from_folder(path: Path, *, name: str | None, extra: Files, root: Path | None) -> Model:
     if (path / ONNX_FILE).is_file() and (path / SIGNATURE_FILE).is_file():
         return open_model(path, name=name)
     from ingot.models.hf_format import is_hf_folder, read_hf
@@ -109,7 +108,7 @@ def _from_factory(
     example: Mapping[str, Array] | None,
     *,
     name: str | None,
-    extra: dict[str, Path],
+    extra: Files,
     root: Path | None,
 ) -> Model:
     from ingot.models.onnx_format import check_graph
@@ -134,7 +133,7 @@ def _from_factory(
         )
 
 
-def _from_pt2(path: Path, *, name: str | None, extra: dict[str, Path], root: Path | None) -> Model:
+def _from_pt2(path: Path, *, name: str | None, extra: Files, root: Path | None) -> Model:
     from ingot.models.onnx_format import check_graph
     from ingot.models.pt2_format import read_pt2
     from ingot.models.torch_format import weights_file

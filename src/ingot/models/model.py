@@ -10,6 +10,7 @@ ONNX_FILE = "model.onnx"
 DATA_FILE = ONNX_FILE + ".data"  # weights that do not fit into the graph's own file
 WEIGHTS_FILE = "weights.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
+GENERATION_FILE = "generation.json"
 SIGNATURE_FILE = "signature.json"
 LINEAGE_FILE = "lineage.json"
 
@@ -116,6 +117,12 @@ class Model:
     def tokenizer_path(self) -> Path | None:
         """The tokenizer, for text models that carry one."""
         path = self.path / TOKENIZER_FILE
+        return path if path.exists() else None
+
+    @property
+    def generation_path(self) -> Path | None:
+        """How texts of a language model end and how it is talked to, if that is known."""
+        path = self.path / GENERATION_FILE
         return path if path.exists() else None
 
     @property

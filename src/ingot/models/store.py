@@ -12,6 +12,7 @@ from ingot.core.errors import ModelError
 from ingot.core.files import digest_file, home, new_folder
 from ingot.models.model import (
     DATA_FILE,
+    GENERATION_FILE,
     LINEAGE_FILE,
     ONNX_FILE,
     SIGNATURE_FILE,
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 
     from ingot.models.external import ExternalData
 
-PARTS = (ONNX_FILE, DATA_FILE, WEIGHTS_FILE, TOKENIZER_FILE, SIGNATURE_FILE, LINEAGE_FILE)
+PARTS = (
+    ONNX_FILE, DATA_FILE, WEIGHTS_FILE, TOKENIZER_FILE, GENERATION_FILE, SIGNATURE_FILE,
+    LINEAGE_FILE,
+)  # fmt: skip
 INLINE_LIMIT = (
     1_800_000_000  # protobuf cannot hold 2 GiB; above this the weights go beside the graph
 )
@@ -44,7 +48,7 @@ def store_model(
     *,
     lineage: Lineage,
     name: str = "model",
-    extra: Mapping[str, Path] | None = None,
+    extra: Mapping[str, Path | bytes] | None = None,
     root: Path | None = None,
     files: "ExternalData | None" = None,
 ) -> Model:
@@ -54,7 +58,8 @@ def store_model(
         proto: Graph; not changed.
         lineage: Where it came from.
         name: Short name for people.
-        extra: More files of the model by stored name, e.g. `{"tokenizer.json": path}`.
+        extra: More files of the model by stored name, e.g. `{"tokenizer.json": path}`, or what is
+            in them.
         root: Store folder; the default store if not given.
         files: Large weights of the graph that are on disk; they go to a file beside the stored
             graph, one after another.
@@ -68,7 +73,10 @@ def store_model(
     with new_folder(staging) as folder:
         _save_graph(proto, folder / ONNX_FILE, files)
         for stored, source in (extra or {}).items():
-            shutil.copyfile(source, folder / stored)
+            if isinstance(source, bytes):
+                (folder / stored).write_bytes(source)
+            else:
+                shutil.copyfile(source, folder / stored)
         (folder / SIGNATURE_FILE).write_bytes(canonical_json(signature.to_json()))
         (folder / LINEAGE_FILE).write_bytes(canonical_json(asdict(lineage)))
         digest = folder_digest(folder)

@@ -80,35 +80,33 @@ def build_app(
     from starlette.middleware import Middleware
     from starlette.routing import Route
 
-    metrics = metrics or Metrics()
+    metrics, desks = metrics or Metrics(), desks or {}
     versions = [one.endpoint.version for one in served]
-    desks = desks or {}
-    infer = [
+    infer: list[Answering] = [
         InferRoute(
             one, versions, log=log, gate=gate, limits=limits, metrics=_series(one, metrics, log),
             pinned=PINNED if one.endpoint.version.name in desks else MAIN,
         )
         for one in served
     ]  # fmt: skip
-    answering: list[Answering] = [one if tracer is None else tracer.route(one) for one in infer]
-    named = _dealers(desks, versions, answering)
-    dispatch = Dispatch(versions, answering, named)
+    if tracer is not None:
+        infer = [tracer.route(one) for one in infer]
+    named = _dealers(desks, versions, infer)
+    dispatch = Dispatch(versions, infer, named)
     routes: list[BaseRoute] = [Route(path + "/infer", dispatch) for path in (MODEL, VERSION)]
     pages = _Pages(served, metrics, gate, limits)
     routes += [Route(path, page, methods=["GET"]) for path, page in pages.routes()]
     if desks:
         metrics.add(TrafficMetrics(desks))
         routes += traffic_routes(desks, pages.admit)
-    app = Starlette(
-        routes=routes,
-        middleware=[Middleware(FastPath, versions=versions, routes=answering, named=named)],
-        exception_handlers={
-            HTTPException: _http_error,
-            RequestError: refusal,
-            Exception: crash,
-        },
-    )
-    app.state.quick = quick_paths(versions, answering, named)
+    if any(one.endpoint.generation for one in served):
+        from ingot.serve.generation.app import text_routes as write
+
+        routes += write(served, metrics=metrics, log=log, gate=gate, limits=limits, tracer=tracer)
+    failures = {HTTPException: _http_error, RequestError: refusal, Exception: crash}
+    fast = Middleware(FastPath, versions=versions, routes=infer, named=named)
+    app = Starlette(routes=routes, middleware=[fast], exception_handlers=failures)
+    app.state.quick = quick_paths(versions, infer, named)
     return app
 
 

@@ -2,8 +2,8 @@
 
 import http.client
 import json
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -79,6 +79,41 @@ def fetch_signature(
     )
 
 
+@contextmanager
+def connected(url: str, timeout_s: float) -> Iterator[http.client.HTTPConnection]:
+    """Give a connection to an endpoint, closed at the end.
+
+    Args:
+        url: Address of the server.
+        timeout_s: Seconds to wait for each step of the exchange.
+
+    Raises:
+        ServeError: The address is none, or no answer comes.
+    """
+    parts = urlsplit(url)
+    kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
+    if parts.scheme not in kinds or not parts.hostname:
+        raise ServeError(
+            f"An endpoint's address must be http://HOST:PORT or https://...; got {url!r}. "
+            "Copy it from what `ingot serve` printed."
+        )
+    connection = kinds[parts.scheme](parts.hostname, parts.port, timeout=timeout_s)
+    try:
+        yield connection
+    except (OSError, http.client.HTTPException) as error:
+        raise ServeError(
+            f"An endpoint must answer at {url}; got {error!r}. "
+            "Start it with: ingot serve NAME@STAGE"
+        ) from error
+    finally:
+        connection.close()
+
+
+def refusal_of(url: str, status: int, payload: bytes) -> ServeError:
+    """Return the error for an answer that is no 200, in the words of the server."""
+    return ServeError(f"{url} answered {status}: {_message(payload)}")
+
+
 # Any below is parsed JSON; what it must hold is the protocol's promise.
 def ask(
     url: str,
@@ -102,29 +137,14 @@ def ask(
     Raises:
         ServeError: No answer, or the server refused; its own message is quoted.
     """
-    parts = urlsplit(url)
-    kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
-    if parts.scheme not in kinds or not parts.hostname:
-        raise ServeError(
-            f"An endpoint's address must be http://HOST:PORT or https://...; got {url!r}. "
-            "Copy it from what `ingot serve` printed."
-        )
-    connection = kinds[parts.scheme](parts.hostname, parts.port, timeout=timeout_s)
-    try:
+    with connected(url, timeout_s) as connection:
         # a server that refuses a large body hangs up while we send; its answer is there to be read
         with suppress(BrokenPipeError, ConnectionResetError):
-            connection.request(method, parts.path.rstrip("/") + path, body, dict(headers))
+            connection.request(method, urlsplit(url).path.rstrip("/") + path, body, dict(headers))
         response = connection.getresponse()
         payload = response.read()
-    except (OSError, http.client.HTTPException) as error:
-        raise ServeError(
-            f"An endpoint must answer at {url}; got {error!r}. "
-            "Start it with: ingot serve NAME@STAGE"
-        ) from error
-    finally:
-        connection.close()
     if response.status != 200:
-        raise ServeError(f"{url} answered {response.status}: {_message(payload)}")
+        raise refusal_of(url, response.status, payload)
     received = {k.lower(): v for k, v in response.getheaders()}
     try:
         json_bytes = int(received.get(_LENGTH, len(payload)))

@@ -27,6 +27,27 @@ class Batching:
 
 
 @dataclass(frozen=True, slots=True)
+class Generation:
+    """A language model that writes texts in the server's own process, many at once.
+
+    Attributes:
+        cache_tokens: Room for keys and values, in tokens of all texts together; native engine only.
+        cache_bits: 32, or 8 for a quarter of the memory; native engine only.
+        most_running: Texts that take part in a step at most.
+        most_waiting: Texts under way at most, those that run included; more are refused with 429.
+        step_tokens: Tokens of a step at most; 0 for what the engine likes best.
+        end_tokens: Ids or names of the tokens that end a text; the model's own if empty.
+    """
+
+    cache_tokens: int = 4096
+    cache_bits: int = 32
+    most_running: int = 16
+    most_waiting: int = 256
+    step_tokens: int = 0
+    end_tokens: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Tokens:
     """Tokens of an identity provider (OpenID Connect) that callers may show.
 
@@ -139,6 +160,7 @@ class Endpoint:
         workers: Processes that run the model; 0 runs it in the server's own process.
         is_idempotent: Whether a request may be sent again when the worker that had it died.
         batching: How requests share calls; None runs each alone.
+        generation: How the model writes texts, if that is what it is for; None answers inferences.
         timeout_s: Seconds in which a request is answered, or refused with 504; a worker that
             keeps one longer is replaced.
         load_timeout_s: Seconds in which a worker or instance answers its first inference; one that
@@ -167,6 +189,7 @@ class Endpoint:
     workers: int = 0
     is_idempotent: bool = True
     batching: Batching | None = None
+    generation: Generation | None = None
     timeout_s: float = 60.0
     load_timeout_s: float = 300.0
     read_timeout_s: float = 30.0

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ingot.core.digest import digest_bytes
 from ingot.core.errors import EngineError
@@ -83,6 +84,7 @@ class _Call:
     client: str = ""
     json_bytes: int | None = None  # of an answer that has tensors after the JSON
     retry_after: str | None = None
+    reply: Any = None  # of a route that writes texts: what it has written so far
 
     def left_s(self) -> float:
         """Return the seconds in which it must still be answered."""

@@ -1,6 +1,6 @@
 """What a server counts about itself, as Prometheus reads it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -43,6 +43,7 @@ class Metrics:
             "ingot_batches", "Calls of the engine by what began them.", (*_LABELS, "reason"),
             registry=self._registry,
         )  # fmt: skip
+        self._more: dict[str, Any] = {}  # prometheus_client is untyped here
         self._live = _Live()
         self._registry.register(self._live)
         self._registry.register(_Quantiles(self.stats))
@@ -60,6 +61,21 @@ class Metrics:
     def add(self, collector: Any) -> None:
         """Publish families that are made when Prometheus asks: `collector.collect()` gives them."""
         self._registry.register(collector)
+
+    def histogram(self, name: str, words: str, buckets: Sequence[float]) -> Any:
+        """Return a histogram with a model's name and number as labels; made by the first who asks.
+
+        Args:
+            name: Of the metric.
+            words: Its help.
+            buckets: Upper ends, ascending.
+        """
+        if name not in self._more:
+            prometheus = need("prometheus_client", extra="serve", what="Serving")
+            self._more[name] = prometheus.Histogram(
+                name, words, _LABELS, registry=self._registry, buckets=tuple(buckets)
+            )
+        return self._more[name]
 
     def text(self) -> bytes:
         """Return every series in Prometheus text format."""

@@ -15,6 +15,7 @@ from ingot.serve.documents import (
     stats_page,
 )
 from ingot.serve.endpoint import Endpoint
+from ingot.serve.generation.documents import openai_paths, text_paths
 
 _HEADERS = {
     "x-request-id": ({"type": "string"}, "Comes back in the answer and in the log."),
@@ -55,7 +56,12 @@ def openapi(endpoints: Sequence[Endpoint], *, version: str) -> Schema:
             paths[base] = page("Inputs and outputs of the model.")
             paths[base + "/stats"] = stats_page()
             paths[base + "/ready"] = page("Whether the model answers.", no=(503,))
-            paths[base + "/infer"] = {"post": _infer(endpoint.model.signature)}
+            if endpoint.generation is None:
+                paths[base + "/infer"] = {"post": _infer(endpoint.model.signature)}
+            else:
+                paths |= text_paths(base, headers=_headers(), refusals=refusals(REFUSALS))
+    if any(endpoint.generation for endpoint in endpoints):
+        paths |= openai_paths(headers=_headers(), refusals=refusals(REFUSALS))
     return document("Ingot endpoint", paths, version=version)
 
 
@@ -87,10 +93,7 @@ def _infer(signature: Signature) -> Schema:
     }
     return {
         "summary": "One inference.",
-        "parameters": [
-            {"name": name, "in": "header", "schema": schema, "description": words}
-            for name, (schema, words) in _HEADERS.items()
-        ],
+        "parameters": _headers(),
         "requestBody": json_body(infer_request(signature), {"one": infer_example(signature)}),
         "responses": {
             "200": {
@@ -103,3 +106,10 @@ def _infer(signature: Signature) -> Schema:
             **refusals(REFUSALS),
         },
     }
+
+
+def _headers() -> list[Schema]:
+    return [
+        {"name": name, "in": "header", "schema": schema, "description": words}
+        for name, (schema, words) in _HEADERS.items()
+    ]

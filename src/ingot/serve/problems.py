@@ -40,6 +40,9 @@ class Problem(msgspec.Struct):
     type: str = "about:blank"
 
 
+_DECODER = msgspec.json.Decoder(Problem)
+
+
 def encode_problem(status: int, message: str) -> bytes:
     """Write a refusal.
 
@@ -48,6 +51,16 @@ def encode_problem(status: int, message: str) -> bytes:
         b'{"title":"Not Found","status":404,"'
     """
     return _ENCODER.encode(Problem(_PHRASES.get(status, "Error"), status, message, message))
+
+
+def problem_words(body: bytes) -> str:
+    """Return the words of a problem document.
+
+    Examples:
+        >>> problem_words(encode_problem(404, "No model is named 'x' here."))
+        "No model is named 'x' here."
+    """
+    return _DECODER.decode(body).detail
 
 
 def late(limit_s: float) -> RequestError:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ingot.core.errors import ServeError
 from ingot.runtime.engine import Session
+from ingot.runtime.generation.decoding import Decoding
 from ingot.serve.address import bind, check_tls, url_of
 from ingot.serve.endpoint import Endpoint
 from ingot.serve.running import TICK_S, Running, need_server, run_until_stopped, start
@@ -58,13 +59,16 @@ class RunningEndpoint(Running):
         return any(state.in_flight for state in self.states)
 
 
-def serve_in_thread(endpoint: Endpoint, session: Session | None = None) -> RunningEndpoint:
+def serve_in_thread(
+    endpoint: Endpoint, session: Session | Decoding | None = None
+) -> RunningEndpoint:
     """Start an endpoint in a thread and return when it is ready.
 
     Args:
         endpoint: What to serve; port 0 takes a free one.
-        session: An open session to use, which stays the caller's; opened from the version's
-            configuration, and closed at the end, if not given.
+        session: An open session to use, or an open decoder where texts are written, which stays
+            the caller's; opened from the version's configuration, and closed at the end, if not
+            given.
 
     Raises:
         MissingExtraError: The extra `serve` is not installed.
@@ -90,7 +94,8 @@ def serve_in_thread(endpoint: Endpoint, session: Session | None = None) -> Runni
             for one in served:
                 one.session = None if one.session is None else tracer.session(one.session)
         metrics = Metrics()
-        workforce = Workforce(served, metrics, tracer=tracer)
+        working = [one for one in served if not one.endpoint.generation]
+        workforce = Workforce(working, metrics, tracer=tracer)
         observations = _open_log(endpoint)
         if observations is not None:
             stack.callback(observations.close)
@@ -109,7 +114,7 @@ def serve_in_thread(endpoint: Endpoint, session: Session | None = None) -> Runni
 
 def run(
     endpoint: Endpoint,
-    session: Session | None = None,
+    session: Session | Decoding | None = None,
     *,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
@@ -136,6 +141,8 @@ def check_endpoints(endpoints: Sequence[Endpoint]) -> None:
     """
     for endpoint in endpoints:
         label = endpoint.version.label
+        if endpoint.generation is not None:
+            _check_generation(endpoint)
         limits = {
             "timeout_s": endpoint.timeout_s, "read_timeout_s": endpoint.read_timeout_s,
             "load_timeout_s": endpoint.load_timeout_s,
@@ -160,6 +167,12 @@ def check_endpoints(endpoints: Sequence[Endpoint]) -> None:
     for label in labels:
         if labels.count(label) > 1:
             raise ServeError(f"A version must be served once; got {label} twice. Leave one out.")
+
+
+def _check_generation(endpoint: Endpoint) -> None:
+    from ingot.serve.generation.writer import check_generation
+
+    check_generation(endpoint)
 
 
 def _open_session(endpoint: Endpoint) -> Session:
@@ -207,11 +220,18 @@ def open_limits(endpoint: Endpoint) -> "RateLimits | None":
     return RateLimits(endpoint.rate)
 
 
-def _serve(endpoint: Endpoint, session: Session | None, stack: ExitStack) -> "Served":
+def _serve(endpoint: Endpoint, session: Session | Decoding | None, stack: ExitStack) -> "Served":
     """Return a model with its state, warm if it runs in this process."""
     from ingot.serve.state import Served, State
 
     state = State()
+    if endpoint.generation is not None or isinstance(session, Decoding):
+        from ingot.serve.generation.writer import open_writer
+
+        stack.callback(state.threads.close)
+        decoding = session if isinstance(session, Decoding) else None
+        state.runner, state.is_warm = open_writer(endpoint, stack, decoding), True
+        return Served(endpoint, state)
     if session is None and endpoint.workers == 0:
         session = _open_session(endpoint)
         stack.callback(_close_session, session, state)

@@ -72,9 +72,9 @@ class Tracer:
         self._exporter.until = time.monotonic() + _SEND_S
         self._provider.shutdown()
 
-    def route(self, route: Route) -> "TracedRoute":
-        """Return a route whose requests are traced."""
-        return TracedRoute(self, route)
+    def route(self, route: Route, *, path: str = "") -> "TracedRoute":
+        """Return a route whose requests are traced; `path` is that of an inference if not given."""
+        return TracedRoute(self, route, path=path)
 
     def runner(self, runner: Runner) -> "TracedRunner":
         """Return a runner whose calls are traced."""

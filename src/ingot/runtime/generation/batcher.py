@@ -4,6 +4,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
@@ -19,16 +20,38 @@ Deliver = Callable[[Piece | EngineError], None]
 log = logging.getLogger(__name__)
 
 
+class Crowded(EngineError):
+    """As many requests are under way as may be; nothing was taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a batcher has to do.
+
+    Attributes:
+        running: Requests that take part in the steps.
+        waiting: Requests that wait for room.
+        free_tokens: Tokens that the cache had room for after the last step.
+        preemptions: How often a request gave its room to others, since the start.
+    """
+
+    running: int
+    waiting: int
+    free_tokens: int
+    preemptions: int
+
+
 class Handle:
     """A text under way: iterate over it for its pieces, from one thread.
 
     Attributes:
         number: Of the request; earlier ones have lower numbers.
+        prompt_tokens: Tokens of its prompt.
     """
 
-    def __init__(self, number: int, cancel: Callable[[int], None]) -> None:
+    def __init__(self, number: int, prompt_tokens: int, cancel: Callable[[int], None]) -> None:
         """Made by `Batcher.submit`."""
-        self.number = number
+        self.number, self.prompt_tokens = number, prompt_tokens
         self._cancel = cancel
         self._pieces: SimpleQueue[Piece | EngineError] = SimpleQueue()
         self._over = False
@@ -91,7 +114,8 @@ class Batcher:
         self._scheduler = Scheduler(
             decoding, tokenizer, most_running=most_running, step_tokens=step_tokens
         )
-        self._most = most_waiting
+        self._decoding, self._most = decoding, most_waiting
+        self._free = decoding.free_tokens
         self._deliver: dict[int, Deliver] = {}
         self._arrived: deque[Request] = deque()
         self._cancelled: deque[int] = deque()
@@ -113,15 +137,16 @@ class Batcher:
 
         Raises:
             DataError: The prompt does not fit.
-            EngineError: Too many requests wait, or the batcher is closed.
+            Crowded: Too many requests are under way.
+            EngineError: The batcher is closed.
         """
         request = self._scheduler.request(prompt, sampling or Sampling())
-        handle = Handle(request.number, self._cancel)
+        handle = Handle(request.number, len(request.tokens), self._cancel)
         with self._news:
             if self._closing:
                 raise EngineError("A batcher must be open to take a prompt; it was closed.")
             if len(self._deliver) >= self._most:
-                raise EngineError(
+                raise Crowded(
                     f"At most {self._most} requests may be under way; there are as many. Try again "
                     "later, or raise most_waiting."
                 )
@@ -129,6 +154,18 @@ class Batcher:
             self._arrived.append(request)
             self._news.notify()
         return handle
+
+    @property
+    def is_open(self) -> bool:
+        """Whether prompts are taken."""
+        return not self._closing
+
+    @property
+    def load(self) -> Load:
+        """What it has to do; any thread may ask, and nothing waits for the answer."""
+        scheduler, under_way = self._scheduler, len(self._deliver)
+        running = scheduler.running
+        return Load(running, max(0, under_way - running), self._free, scheduler.preemptions)
 
     def close(self) -> None:
         """Cancel what is not over, and stop the thread; twice is once."""
@@ -157,7 +194,10 @@ class Batcher:
     def _run(self) -> None:
         try:
             while self._take_news():
-                self._hand_out(self._scheduler.step())
+                events = self._scheduler.step()
+                # kept, because an engine that is in a step lets whoever asks wait for its end
+                self._free = self._decoding.free_tokens
+                self._hand_out(events)
             self._hand_out(self._scheduler.clear())
         except Exception as error:  # the edge of the thread: nobody else would ever hear of it
             log.exception("a batcher stopped")

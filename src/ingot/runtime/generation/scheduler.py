@@ -29,7 +29,11 @@ Event = tuple[int, Piece | EngineError]
 
 
 class Scheduler:
-    """Takes requests through a decoder, step by step. Not thread-safe; see `Batcher`."""
+    """Takes requests through a decoder, step by step. Not thread-safe; see `Batcher`.
+
+    Attributes:
+        preemptions: How often a request gave its room in the cache to others.
+    """
 
     def __init__(
         self,
@@ -63,11 +67,17 @@ class Scheduler:
         self._numbers = count()
         self._waiting: list[Request] = []  # both in the order in which they came
         self._running: list[Request] = []
+        self.preemptions = 0
 
     @property
     def is_busy(self) -> bool:
         """Whether any request waits or runs."""
         return bool(self._waiting or self._running)
+
+    @property
+    def running(self) -> int:
+        """Requests that take part in the steps."""
+        return len(self._running)
 
     def request(self, prompt: Prompt, sampling: Sampling) -> Request:
         """Check a request without letting it in; any thread may.
@@ -184,6 +194,7 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         self._drop(request)
         self.add(request)
+        self.preemptions += 1
 
     def _fail(self, request: Request, error: EngineError) -> Event:
         self._drop(request)

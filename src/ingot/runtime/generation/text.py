@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ingot.core.errors import DataError
+from ingot.core.names import suggest
 from ingot.data.texts import read_tokenizer
+from ingot.models.ends import ends_of
 from ingot.models.model import Model
 
 _UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer gives for bytes that are no character
@@ -19,12 +22,16 @@ class Tokenizer:
     """Text to token ids and back, from a `tokenizer.json`.
 
     Attributes:
-        ends: Ids of the special tokens that end a text, known by the names in common use; empty if
-            it has none of them.
+        ends: Ids of the tokens that end a text.
+        special: Ids of the tokens that are no text.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, ends: Sequence[int] = ()) -> None:
         """Read the file.
+
+        Args:
+            path: Of the `tokenizer.json`.
+            ends: Ids of the tokens that end a text; those with a name in common use if not given.
 
         Raises:
             DataError: It is not there or cannot be read.
@@ -32,23 +39,82 @@ class Tokenizer:
         self._library: Any = read_tokenizer(path)  # the library has no types
         self._library.no_truncation()
         self._library.no_padding()
-        special = {t.content for t in self._library.get_added_tokens_decoder().values()
-                   if t.special}  # fmt: skip
-        self.ends = tuple(int(self._library.token_to_id(end)) for end in _ENDS if end in special)
+        added = self._library.get_added_tokens_decoder().items()
+        self.special = frozenset(int(number) for number, token in added if token.special)
+        guessed = (self._library.token_to_id(end) for end in _ENDS)
+        self.ends = tuple(ends) or tuple(end for end in guessed if end in self.special)
 
-    def encode(self, text: str) -> list[int]:
-        """Return the tokens of a text, with what the tokenizer puts around it."""
-        return list(self._library.encode(text).ids)
+    def encode(self, text: str, *, bare: bool = False) -> list[int]:
+        """Return the tokens of a text.
+
+        Args:
+            text: The text.
+            bare: Without what the tokenizer puts around it.
+        """
+        return list(self._library.encode(text, add_special_tokens=not bare).ids)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens; special tokens have none."""
         return str(self._library.decode(list(tokens)))
 
+    def spell(self, token: int) -> str:
+        """Return the text of one token alone; that of a special token is its name."""
+        return str(self._library.decode([token], skip_special_tokens=False))
 
-def tokenizer_of(model: Model) -> Tokenizer | None:
-    """Return the tokenizer that a model carries, or None."""
-    path = model.tokenizer_path
-    return None if path is None else Tokenizer(path)
+    def find(self, name: str) -> int:
+        """Return the id of a token by its name, e.g. `</s>`.
+
+        Raises:
+            DataError: There is no such token.
+        """
+        found = self._library.token_to_id(name)
+        if found is None:
+            known = sorted(self._library.id_to_token(token) for token in self.special)
+            raise DataError(f"No token is called {name!r}. {suggest(name, known)}")
+        return int(found)
+
+
+def tokenizer_of(model: Model, path: Path | None = None) -> Tokenizer | None:
+    """Return the tokenizer of a model, with the tokens that end its texts; None if it has none.
+
+    Args:
+        model: May carry a tokenizer, and how its texts end.
+        path: A `tokenizer.json` to use in place of the model's own.
+
+    Raises:
+        DataError: The file is not there or cannot be read.
+    """
+    path = path or model.tokenizer_path
+    return None if path is None else Tokenizer(path, ends=ends_of(model).tokens)
+
+
+def end_tokens(
+    model: Model, tokenizer: Tokenizer | None, names: Sequence[str] = ()
+) -> tuple[int, ...]:
+    """Return the ids of the tokens that end a text.
+
+    Args:
+        model: Carries them if it came from a Hugging Face folder.
+        tokenizer: Knows them, or finds them by name.
+        names: Ids or names that are used instead, e.g. `2` or `</s>`.
+
+    Raises:
+        DataError: No token has such a name, or there is no tokenizer to find it.
+    """
+    if not names:
+        return ends_of(model).tokens if tokenizer is None else tokenizer.ends
+    return tuple(_end_token(name, tokenizer) for name in names)
+
+
+def _end_token(name: str, tokenizer: Tokenizer | None) -> int:
+    if name.isascii() and name.isdigit():
+        return int(name)
+    if tokenizer is None:
+        raise DataError(
+            f"A token must be given by its id where there is no tokenizer; got {name!r}. Give the "
+            "id, or a tokenizer."
+        )
+    return tokenizer.find(name)
 
 
 class TextStream:
