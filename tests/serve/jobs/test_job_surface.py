@@ -216,3 +216,12 @@ def test_a_wrong_method_is_told_every_right_one(app, path, allowed):
 def test_the_head_of_a_page_is_answered_like_the_page(app):
     assert ask(app, "HEAD", JOBS).status_code == 200
     assert ask(app, "HEAD", JOBS + "/none").status_code == 404
+
+
+def test_the_head_of_a_stream_of_events_does_not_wait_for_the_end(app):
+    job = ask(app, "POST", JOBS, json=request_of(1.0, 2.0)).json()
+
+    head = ask(app, "HEAD", job["events_url"])
+
+    assert head.headers["content-type"].startswith("text/event-stream")
+    assert head.content == b""

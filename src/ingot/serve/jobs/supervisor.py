@@ -108,6 +108,7 @@ class Supervisor:
             ServeError: The model does not open or does not answer.
         """
         if not self._start_one():
+            self._end_all(0.0)
             raise ServeError(self._trouble)
         probe = self._active[0]
         limit_s = self._endpoint.load_timeout_s

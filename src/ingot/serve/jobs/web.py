@@ -5,7 +5,8 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -221,10 +222,12 @@ class _Pages:
         return StreamingResponse(pieces, headers=headers, media_type=kind)
 
     async def events(self, request: "Request") -> "Response":
-        from starlette.responses import StreamingResponse
+        from starlette.responses import Response, StreamingResponse
 
         job = await self._job(request)
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        if request.method == "HEAD":
+            return Response(headers=headers, media_type="text/event-stream")
         events = self._admitted(request, self._follow(job))
         return StreamingResponse(events, headers=headers, media_type="text/event-stream")
 
@@ -247,22 +250,22 @@ class _Pages:
             )
         return job
 
-    async def _admitted(self, request: "Request", events: AsyncIterator[str]) -> AsyncIterator[str]:
+    async def _admitted(
+        self, request: "Request", events: AsyncGenerator[str, None]
+    ) -> AsyncIterator[str]:
         """Give what is not empty, while the caller may have it: keys expire and are revoked."""
         looked = time.monotonic()
-        async for event in events:
-            if self._still is not None and time.monotonic() - looked >= _STILL_S:
-                looked = time.monotonic()
-                try:
-                    await self._still(request)
-                except RequestError as error:
-                    words = encode_problem(error.status, str(error)).decode()
-                    yield f"event: problem\ndata: {words}\n\n"
-                    return
-            if event:
-                yield event
+        async with aclosing(events):
+            async for event in events:
+                if self._still is not None and time.monotonic() - looked >= _STILL_S:
+                    looked = time.monotonic()
+                    if refused := await _refused(self._still, request):
+                        yield refused
+                        return
+                if event:
+                    yield event
 
-    async def _follow(self, job: Job) -> AsyncIterator[str]:
+    async def _follow(self, job: Job) -> AsyncGenerator[str, None]:
         """Give an event for each change of a job, until it has ended; empty ones between."""
         told, silent_s, number = None, 0.0, 0
         found: Job | None = job
@@ -280,6 +283,16 @@ class _Pages:
                 silent_s = 0.0
                 yield ": still here\n\n"
             found = await self._desk.get(job.id)
+
+
+async def _refused(still: Admit, request: "Request") -> str:
+    """Return the event that tells a caller why it gets nothing more; empty if it does."""
+    try:
+        await still(request)
+    except RequestError as error:
+        words = encode_problem(error.status, str(error)).decode()
+        return f"event: problem\ndata: {words}\n\n"
+    return ""
 
 
 def _number(text: str, name: str, most: int, *, least: int = 1) -> int:
