@@ -10,7 +10,7 @@ CORE_WALL = 9
 SERVING = {"starlette", "uvicorn", "msgspec", "prometheus_client", "uvloop", "httptools"}
 MADE_OF_TORCH = {"models/torch_graph.py", "models/_torch_ops.py"}
 EXTRAS = {"torch", "onnxscript", "openvino", "transformers", "pyarrow", "PIL", "jinja2", *SERVING}
-EXTRAS |= {"fsspec", "psycopg", "grpc", "jwt", "cryptography"}
+EXTRAS |= {"fsspec", "psycopg", "grpc", "jwt", "cryptography", "yaml", "ray"}
 
 
 def eager_imports(tree):

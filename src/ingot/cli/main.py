@@ -23,6 +23,7 @@ VERBS = (
     "serve",
     "batch",
     "jobs",
+    "deploy",
     "keys",
     "predict",
     "generate",
