@@ -10,9 +10,11 @@ from ingot.cli._print import print_json, say
 from ingot.core.digest import short
 
 if TYPE_CHECKING:
+    from ingot.registry.registry import Registry
     from ingot.registry.version import Version
     from ingot.serve.deploy.bundle import Bundle
     from ingot.serve.deploy.kserve import KServe
+    from ingot.serve.endpoint import Endpoint
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -189,3 +191,74 @@ def _show_bundle(found: "Bundle", *, as_json: bool) -> None:
     say(f"{found.label} (version {short(found.version)}), {found.size_bytes:,} bytes")
     say(f"serve it with: INGOT_HOME={found.path} ingot serve {found.label}")
     click.echo(found.digest)
+
+
+@command.command()
+@click.argument("target", metavar="NAME@STAGE")
+@click.option("--replicas", default=2, show_default=True, help="Processes that answer.")
+@click.option("--cpus", default=1.0, show_default=True, help="Processors reserved for each.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Loopback unless given.")
+@click.option("--port", default=8000, show_default=True, help="Port; 0 picks a free one.")
+@click.option("--log", type=click.Path(path_type=Path), help="Observation log.")
+@click.option("--drain-s", default=10.0, show_default=True, help="For requests at the end.")
+@click.option("--timeout-s", default=60.0, show_default=True, help="To answer a request.")
+@click.option("--max-batch", type=int, help="Join requests to calls of up to so many rows.")
+@click.option("--max-wait-ms", default=2.0, show_default=True, help="First waits for others.")
+@click.option("--no-repeat", is_flag=True, help="Never send a request again when its replica died.")
+@click.option("--keys", is_flag=True, help="Ask for API keys; see: ingot keys.")
+@click.option("--dry-run", is_flag=True, help="Check that it could run, and stop.")
+@json_option
+# Any: fields of the endpoint
+def ray(
+    *, target: str, replicas: int, cpus: float, dry_run: bool, as_json: bool, **options: Any
+) -> None:
+    """Run a version as a Ray Serve application on this machine, behind HAProxy.
+
+    It ends with SIGTERM or Ctrl-C, and leaves no process and no port behind.
+
+    \b
+    Examples:
+      ingot deploy ray digits@prod --replicas 4
+      ingot deploy ray digits@prod --host 0.0.0.0 --keys
+    """
+    from ingot.registry.registry import Registry
+    from ingot.serve.deploy.ray_app import RayServe
+    from ingot.serve.deploy.ray_run import run_on_ray
+
+    with Registry.open() as registry:
+        settings = RayServe(_endpoint(registry, target, **options), replicas, cpus)
+    version = settings.endpoint.version
+    if as_json:
+        print_json({"version": version.digest, "model": version.model, "replicas": replicas,
+                    "host": settings.endpoint.host, "port": settings.endpoint.port})  # fmt: skip
+    else:
+        say(f"{version.label} (version {short(version.digest)}) on {version.config.label}")
+    if not dry_run:
+        run_on_ray(settings, on_ready=lambda url: say(f"answering at {url}"))
+
+
+def _endpoint(
+    registry: "Registry",
+    target: str,
+    *,
+    log: Path | None,
+    max_batch: int | None,
+    max_wait_ms: float,
+    no_repeat: bool,
+    keys: bool,
+    **rest: Any,  # fields of Endpoint by their own names
+) -> "Endpoint":
+    from ingot.core.files import home
+    from ingot.serve.access.keys import KEYS_FILE
+    from ingot.serve.endpoint import Access, Batching, Endpoint
+
+    version = registry.resolve(target)
+    return Endpoint(
+        version,
+        registry.model_of(version),
+        log=log or home() / "observations.sqlite",
+        is_idempotent=not no_repeat,
+        batching=None if max_batch is None else Batching(max_batch, max_wait_ms),
+        access=Access(home() / KEYS_FILE) if keys else None,
+        **rest,
+    )

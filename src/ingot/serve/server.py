@@ -14,9 +14,12 @@ from ingot.serve.endpoint import Endpoint
 from ingot.serve.running import TICK_S, Running, need_server, run_until_stopped, start
 
 if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
     from ingot.observe.log import ObservationLog
     from ingot.serve.access.gate import Gate
     from ingot.serve.state import Served, State
+    from ingot.serve.workers.workforce import Workforce
 
 log = logging.getLogger(__name__)
 
@@ -70,29 +73,61 @@ def serve_in_thread(endpoint: Endpoint, session: Session | None = None) -> Runni
         EngineError: No session can be opened.
     """
     need_server()
-    from ingot.serve.app import build_app
-    from ingot.serve.metrics import Metrics
     from ingot.serve.web import Server
-    from ingot.serve.workers.workforce import Workforce
 
-    endpoints = (endpoint, *endpoint.beside)
-    check_endpoints(endpoints)
+    check_endpoints((endpoint, *endpoint.beside))
     with ExitStack() as stack:
         listener = stack.enter_context(bind(endpoint.host, endpoint.port))
-        gate = open_gate(endpoint, stack)
-        sessions = (session, *(None for _ in endpoint.beside))
-        served = [_serve(*pair, stack) for pair in zip(endpoints, sessions, strict=True)]
-        metrics = Metrics()
-        workforce = Workforce(served, metrics)
-        observations = _open_log(endpoint)
-        if observations is not None:
-            stack.callback(observations.close)
-        app = build_app(served, observations, metrics=metrics, gate=gate)
-        server = Server(app, endpoint, workforce)
+        parts = assemble(endpoint, stack, session)
+        server = Server(parts.app, endpoint, parts.workforce)
         thread = start(server, listener)
-        url, states = url_of(listener, endpoint.tls), tuple(one.state for one in served)
-        return RunningEndpoint(url, server, thread, stack.pop_all(), states, endpoint.drain_s)
+        url = url_of(listener, endpoint.tls)
+        return RunningEndpoint(url, server, thread, stack.pop_all(), parts.states, endpoint.drain_s)
     raise AssertionError("unreachable: an ExitStack that is popped swallows nothing")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a web server, ours or another's, needs to answer for an endpoint.
+
+    Attributes:
+        app: The ASGI application.
+        workforce: To be started before the first request, and closed after the last.
+        states: Readiness and requests in flight of every model.
+    """
+
+    app: "Starlette"
+    workforce: "Workforce"
+    states: "tuple[State, ...]"
+
+
+def assemble(endpoint: Endpoint, stack: ExitStack, session: Session | None = None) -> Parts:
+    """Open what an endpoint needs, closed with the stack.
+
+    Args:
+        endpoint: What to serve, its settings checked.
+        stack: Closes it.
+        session: An open session to use; see `serve_in_thread`.
+
+    Raises:
+        ServeError: The model does not answer.
+        EngineError: No session can be opened.
+    """
+    from ingot.serve.app import build_app
+    from ingot.serve.metrics import Metrics
+    from ingot.serve.workers.workforce import Workforce
+
+    gate = open_gate(endpoint, stack)
+    sessions = (session, *(None for _ in endpoint.beside))
+    pairs = zip((endpoint, *endpoint.beside), sessions, strict=True)
+    served = [_serve(*pair, stack) for pair in pairs]
+    metrics = Metrics()
+    workforce = Workforce(served, metrics)
+    observations = _open_log(endpoint)
+    if observations is not None:
+        stack.callback(observations.close)
+    app = build_app(served, observations, metrics=metrics, gate=gate)
+    return Parts(app, workforce, tuple(one.state for one in served))
 
 
 def run(
