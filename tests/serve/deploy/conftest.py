@@ -1,6 +1,7 @@
 """A registry with two released versions of a tiny network."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,9 +41,9 @@ def prove(model: str) -> Evidence:
     )
 
 
-@pytest.fixture
-def released(tmp_path: Path) -> Iterator[Released]:
-    folder = tmp_path / "home"
+@contextmanager
+def release_two(folder: Path) -> Iterator[Released]:
+    """Open a registry in a folder and release `digits:1` and `digits:2`, the latter to prod."""
     with Registry.open(folder, now=lambda: NOW) as registry:
         model = store_model(tiny_cnn(), lineage=Lineage("onnx"), root=folder / "store")
         other = store_model(tiny_cnn(seed=1), lineage=Lineage("onnx"), root=folder / "store")
@@ -50,3 +51,17 @@ def released(tmp_path: Path) -> Iterator[Released]:
         second = registry.release("digits", model, prove(model.digest))
         registry.promote("digits", 2, "prod")
         yield Released(registry, second, first, model)
+
+
+@pytest.fixture
+def released(tmp_path: Path) -> Iterator[Released]:
+    with release_two(tmp_path / "home") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def ray_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with such a registry in `home`, for processes of their own."""
+    folder = tmp_path_factory.mktemp("ray")
+    with release_two(folder / "home"):
+        return folder

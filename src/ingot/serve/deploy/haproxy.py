@@ -17,6 +17,7 @@ from ingot.serve.problems import PROBLEM_TYPE, encode_problem
 
 BINARY, ADDRESS, REFUSAL = "INGOT_HAPROXY", "INGOT_HAPROXY_ADDRESS", "INGOT_HAPROXY_REFUSAL"
 _EVERYWHERE = re.compile(r"^(\s*bind\s+)(?:\*|0\.0\.0\.0|\[?::\]?)?:(\d+)", re.MULTILINE)
+_NOBODY = re.compile(r"^(backend default_backend\n\s*).+$", re.MULTILINE)
 _REFUSALS = re.compile(r"^(\s*errorfile \d+ ).+$", re.MULTILINE)
 
 
@@ -66,7 +67,9 @@ def narrow(config: str, address: str, refusal: str) -> str:
     config = re.sub(
         rf"^(\s*bind\s+)127\.0\.0\.1:{port}\b", rf"\g<1>{address}", config, flags=re.MULTILINE
     )
-    return _REFUSALS.sub(lambda match: match[1] + refusal, config)
+    config = _REFUSALS.sub(lambda match: match[1] + refusal, config)
+    # our application has every path, so where Ray knows of no path, it has no replica yet
+    return _NOBODY.sub(r"\g<1>http-request deny deny_status 503", config)
 
 
 def main() -> None:

@@ -109,6 +109,8 @@ def environment(settings: RayServe, folder: Path, ports: tuple[int, int]) -> Map
         # the name is of other systems; on each it keeps Ray's own ports on loopback
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # a proxy that is gone is replaced after three looks: by default that is half a minute
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         f"{prefix}BINARY_PATH": str(haproxy.write_wrapper(folder)),
         f"{prefix}CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         f"{prefix}SOCKET_PATH": str(folder / "admin.sock"),
