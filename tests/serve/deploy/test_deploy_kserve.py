@@ -142,9 +142,9 @@ def test_digests_are_whole_in_annotations_and_fit_in_labels(settings, released):
     for one in manifests(settings()):
         labels, annotations = one["metadata"]["labels"], one["metadata"]["annotations"]
 
-        assert annotations["ingot/version-digest"] == released.version.digest
-        assert annotations["ingot/model-digest"] == released.version.model
-        assert labels["ingot/version"] == released.version.digest.split(":")[1][:63]
+        assert annotations["ingot.dev/version-digest"] == released.version.digest
+        assert annotations["ingot.dev/model-digest"] == released.version.model
+        assert labels["ingot.dev/version"] == released.version.digest.split(":")[1][:63]
         assert all(0 < len(value) <= 63 for value in labels.values())
 
 

@@ -149,19 +149,19 @@ def _labels(settings: KServe) -> dict[str, str]:
     return {
         "app.kubernetes.io/name": settings.name,
         "app.kubernetes.io/managed-by": "ingot",
-        "ingot/number": str(version.number),
-        "ingot/version": label_value(version.digest),
-        "ingot/model": label_value(version.model),
+        "ingot.dev/number": str(version.number),
+        "ingot.dev/version": label_value(version.digest),
+        "ingot.dev/model": label_value(version.model),
     }
 
 
 def _annotations(settings: KServe) -> dict[str, str]:
     version = settings.version
     return {
-        "ingot/released-as": version.label,
-        "ingot/version-digest": version.digest,
-        "ingot/model-digest": version.model,
-        "ingot/evidence-digest": version.evidence,
+        "ingot.dev/released-as": version.label,
+        "ingot.dev/version-digest": version.digest,
+        "ingot.dev/model-digest": version.model,
+        "ingot.dev/evidence-digest": version.evidence,
     }
 
 

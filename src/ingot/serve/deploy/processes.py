@@ -88,7 +88,7 @@ def end_descendants(*, grace_s: float, clock: Callable[[], float] = time.monoton
 
 
 def start_heir(unheard: int, folder: Path) -> "subprocess.Popen[bytes]":
-    """Start a process that ends what this one and its helpers leave behind if all are killed.
+    """Start a process that ends what this one leaves behind if nobody else can.
 
     Args:
         unheard: Read end of a pipe. Who holds the other end looks after the tree; when nobody does
