@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import httpx
@@ -16,10 +16,12 @@ import pytest
 import yaml
 
 from ingot.core.errors import ServeError
+from ingot.serve.deploy.bundle import open_bundle
 from ingot.serve.deploy.kserve import KServe, manifests
 from ingot.serve.deploy.scaling import AsyncScaling, Scaling
 from ingot.serve.deploy.write import dockerfile, to_yaml, write_kserve
 from ingot.serve.endpoint import Endpoint
+from ingot.serve.jobs.client import JobClient
 from ingot.serve.server import serve_in_thread
 from ingot.twin.policy import ScalingPolicy
 
@@ -315,18 +317,21 @@ def wait_ready(url, process):
     raise AssertionError("it does not become ready")
 
 
-def test_the_container_gives_the_bytes_of_the_direct_endpoint(settings, released, tmp_path):
-    pytest.importorskip("grpc")
-    written = write_kserve(released.registry, settings(), tmp_path / "out")
-    port, grpc_port, state = free_port(), free_port(), tmp_path / "state"
-    documents = list(yaml.safe_load_all((tmp_path / "out" / "kserve.yaml").read_text()))
+@contextmanager
+def container_of(folder, places):
+    """Start the container of the manifests in a folder; give the URL of its server.
+
+    Only where things are differs from the pod: addresses, and the folders that it mounts.
+    """
+    documents = list(yaml.safe_load_all((folder / "kserve.yaml").read_text()))
     container = documents[0]["spec"]["containers"][0]
-    # only where things are differs from the pod: addresses, and the folders that it mounts
-    there = {"0.0.0.0": "127.0.0.1", "8080": str(port), "9000": str(grpc_port),
-             "/opt/ingot": str(written.bundle.path)}  # fmt: skip
+    state, port = folder / "state", str(free_port())
+    there = {"0.0.0.0": "127.0.0.1", "8080": port, "9000": str(free_port()),
+             "/opt/ingot": str(folder / "bundle"), **places}  # fmt: skip
     words = [there.get(word, word).replace("/var/lib/ingot", str(state))
              for word in container["args"]]  # fmt: skip
-    env = {one["name"]: there.get(one["value"], str(state)) for one in container["env"]}
+    env = {one["name"]: there.get(one["value"], str(state))
+           for one in container["env"] if "value" in one}  # fmt: skip
     assert container["command"] == ["ingot"]
     process = subprocess.Popen(
         [sys.executable, "-m", "ingot.cli", *words],
@@ -335,24 +340,50 @@ def test_the_container_gives_the_bytes_of_the_direct_endpoint(settings, released
         stderr=subprocess.PIPE,
         text=True,
     )
-    url = f"http://127.0.0.1:{port}"
-    values = [round(0.01 * i, 2) for i in range(64)]
-    body = {"id": "one", "inputs": [
-        {"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": values}
-    ]}  # fmt: skip
-    path = "/v2/models/digits/infer"
     try:
-        wait_ready(url, process)
-        through = httpx.post(url + path, json=body, trust_env=False)
-        with serve_in_thread(Endpoint(released.version, released.model, port=0)) as running:
-            direct = httpx.post(running.url + path, json=body, trust_env=False)
+        wait_ready(f"http://127.0.0.1:{port}", process)
+        yield f"http://127.0.0.1:{port}"
         process.send_signal(signal.SIGTERM)
-        code = process.wait(20)
+        assert process.wait(30) == 0
     finally:
         process.kill()
         process.communicate()
 
+
+BODY = {"id": "one", "inputs": [
+    {"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32",
+     "data": [round(0.01 * i, 2) for i in range(64)]}
+]}  # fmt: skip
+
+
+def ask_directly(released):
+    with serve_in_thread(Endpoint(released.version, released.model, port=0)) as running:
+        url = f"{running.url}/v2/models/digits/infer"
+        return httpx.post(url, json=BODY, trust_env=False)
+
+
+def test_the_container_gives_the_bytes_of_the_direct_endpoint(settings, released, tmp_path):
+    pytest.importorskip("grpc")
+    write_kserve(released.registry, settings(), tmp_path)
+    with container_of(tmp_path, {}) as url:
+        through = httpx.post(f"{url}/v2/models/digits/infer", json=BODY, trust_env=False)
+    direct = ask_directly(released)
+
     assert direct.status_code == 200
     assert through.content == direct.content
     assert through.headers["ingot-version"] == released.version.digest
-    assert code == 0
+
+
+def test_the_container_for_jobs_gives_the_bytes_of_the_direct_endpoint(
+    settings, released, tmp_path
+):
+    bundle = write_kserve(released.registry, settings(jobs=JOBS), tmp_path).bundle
+    # no database and no object store here: the same server keeps jobs in its folder
+    with container_of(tmp_path, {JOBS.output: str(tmp_path / "results")}) as url:
+        client = JobClient(url, "digits")
+        job = client.submit(BODY)["job"]
+        client.wait(job, timeout_s=60)
+        through = client.result(job)
+
+    assert through == ask_directly(released).content
+    assert open_bundle(bundle.path) == bundle

@@ -104,8 +104,9 @@ class KServe:
         """The container's command line."""
         words = ["ingot", "serve", self.version.label, "--host", "0.0.0.0"]  # noqa: S104 # a pod's
         words += ["--port", str(HTTP_PORT), "--drain-s", str(self.drain_s)]
+        words += ["--log", f"{STATE}/observations.sqlite"]
         if self.jobs is None:
-            words += ["--grpc-port", str(GRPC_PORT), "--log", f"{STATE}/observations.sqlite"]
+            words += ["--grpc-port", str(GRPC_PORT)]
         else:
             words += ["--async", "--folder", f"{STATE}/jobs", "--output", self.jobs.output]
             words += ["--min-instances", "1", "--max-instances", "1"]  # Kubernetes adds pods
