@@ -11,6 +11,7 @@ SERVING = {"starlette", "uvicorn", "msgspec", "prometheus_client", "uvloop", "ht
 MADE_OF_TORCH = {"models/torch_graph.py", "models/_torch_ops.py"}
 EXTRAS = {"torch", "onnxscript", "openvino", "transformers", "pyarrow", "PIL", "jinja2", *SERVING}
 EXTRAS |= {"fsspec", "psycopg", "grpc", "jwt", "cryptography", "ddsketch", "opentelemetry"}
+EXTRAS |= {"yaml", "ray"}
 
 
 def eager_imports(tree):

@@ -46,6 +46,10 @@ _OPTIONS = (
         " [async]",
     ),
     click.option(
+        "--folder", type=click.Path(path_type=Path),
+        help="Where jobs and decisions are; in the Ingot home by default. [async]",
+    ),
+    click.option(
         "--durability", type=click.Choice(["normal", "full"]), default="normal", show_default=True,
         help="What accepted jobs survive: the death of every process, or power loss too. [async]",
     ),
@@ -60,7 +64,7 @@ _OPTIONS = (
 )  # fmt: skip
 NAMES = (
     "min_instances", "max_instances", "target_backlog", "out_cooldown_s", "in_cooldown_s",
-    "concurrency",
+    "concurrency", "folder",
     "roots", "output", "durability", "database", "notify_networks",
 )  # fmt: skip
 
@@ -92,7 +96,7 @@ def async_settings(name: str, values: dict[str, Any]) -> "AsyncSettings":
     )
     output = values["output"]
     return AsyncSettings(
-        folder=home() / "jobs" / name,
+        folder=values["folder"] or home() / "jobs" / name,
         policy=policy,
         concurrency=values["concurrency"],
         durability="FULL" if values["durability"] == "full" else "NORMAL",

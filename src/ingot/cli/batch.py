@@ -45,6 +45,13 @@ _SOME = click.IntRange(min=1)
     help="Of the parts, where OUT is a folder.  [default: parquet]",
 )
 @click.option("--processes", type=_COUNT, default=0, help="0 is one per physical core.")
+@click.option(
+    "--on",
+    type=click.Choice(["processes", "ray"]),
+    default="processes",
+    show_default=True,
+    help="Where they are: here, or on Ray, whose cluster RAY_ADDRESS names.",
+)
 @click.option("--threads", type=_COUNT, default=0, help="Of each process; 0 is an equal share.")
 @click.option("--part-rows", type=_SOME, default=1024, show_default=True, help="Rows kept at once.")
 @click.option(

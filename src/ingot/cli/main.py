@@ -25,6 +25,7 @@ VERBS = (
     "batch",
     "jobs",
     "log",
+    "deploy",
     "keys",
     "predict",
     "generate",

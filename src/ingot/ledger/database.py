@@ -6,10 +6,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
+from urllib.parse import quote
 
 from ingot.core.errors import LedgerError
 
 BUSY_TIMEOUT_S = 30.0
+FROZEN_FILE = "bundle.json"  # in the folder of a file that nobody writes any more
 _WAL_RETRIES = 100
 _WAL_PAUSE_S = 0.02
 
@@ -39,6 +41,33 @@ def open_database(
         raise LedgerError(
             f"{path.name!r} must be a SQLite file that this process may write; got {error}. "
             "Restore it from a copy, or set INGOT_HOME to another folder."
+        ) from error
+    return connection
+
+
+def is_frozen(path: Path) -> bool:
+    """Say whether a SQLite file is part of a bundle, which never changes."""
+    return (path.parent / FROZEN_FILE).is_file()
+
+
+def open_frozen(path: Path) -> sqlite3.Connection:
+    """Open a SQLite file of a bundle: nothing is written or locked, not even beside it.
+
+    So it opens on a disk that is mounted read-only, and for a user who owns none of its files.
+
+    Args:
+        path: The file.
+
+    Raises:
+        LedgerError: It is missing or not a SQLite database.
+    """
+    address = f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1"
+    try:
+        connection = sqlite3.connect(address, uri=True, isolation_level=None)
+        connection.execute("SELECT count(*) FROM sqlite_master")
+    except sqlite3.DatabaseError as error:
+        raise LedgerError(
+            f"{path.name!r} of a bundle must be a SQLite file; got {error}. Make the bundle again."
         ) from error
     return connection
 

@@ -22,7 +22,7 @@ from ingot.core.files import home
 from ingot.ledger import tree
 from ingot.ledger.audit import Verification, audit
 from ingot.ledger.checkpoint import ORIGIN, Head, write_checkpoint
-from ingot.ledger.database import open_database, transaction
+from ingot.ledger.database import is_frozen, open_database, open_frozen, transaction
 
 FILE = "ingot.sqlite"
 _KIND = re.compile(r"[a-z][a-z0-9.-]{0,63}")
@@ -70,18 +70,24 @@ class Ledger:
     inside `transaction()` joins it, and outside it is a transaction of its own.
     """
 
-    def __init__(self, connection: sqlite3.Connection, *, origin: str = ORIGIN) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, *, origin: str = ORIGIN, is_frozen: bool = False
+    ) -> None:
         self.connection = connection
         self.origin = origin
+        self.is_frozen = is_frozen
 
     @classmethod
     def open(cls, path: Path | None = None, *, origin: str = ORIGIN) -> Self:
-        """Open or make a ledger file, `home()/ingot.sqlite` by default.
+        """Open or make a ledger file, `home()/ingot.sqlite` by default; a bundle's is only read.
 
         Raises:
             LedgerError: The file is not a SQLite database.
         """
-        connection = open_database(path or home() / FILE)
+        path = path or home() / FILE
+        if is_frozen(path):
+            return cls(open_frozen(path), origin=origin, is_frozen=True)
+        connection = open_database(path)
         for statement in _TABLES:
             connection.execute(statement)
         guard(connection, "ledger_entries", "ledger_heads")
@@ -103,7 +109,16 @@ class Ledger:
         self.connection.close()
 
     def transaction(self) -> AbstractContextManager[None]:
-        """Hold the write lock for a `with` block: all of it is committed, or none of it."""
+        """Hold the write lock for a `with` block: all of it is committed, or none of it.
+
+        Raises:
+            LedgerError: The ledger is in a bundle.
+        """
+        if self.is_frozen:
+            raise LedgerError(
+                "The ledger of a bundle must stay as it was packed; got a change. Make it in the "
+                "registry that the bundle came from, and pack a new one."
+            )
         return transaction(self.connection)
 
     def append(self, kind: str, body: Mapping[str, Json], *, time: str | None = None) -> Entry:

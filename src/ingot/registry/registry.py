@@ -82,7 +82,7 @@ class Registry:
 
     @classmethod
     def open(cls, path: Path | None = None, *, now: Callable[[], datetime] = utc_now) -> Self:
-        """Open or make a registry.
+        """Open or make a registry; that of a bundle is only read.
 
         Args:
             path: Its folder; `home()` by default.
@@ -93,6 +93,8 @@ class Registry:
         """
         folder = path or home()
         ledger = Ledger.open(folder / FILE)
+        if ledger.is_frozen:
+            return cls(ledger, folder, now=now)
         for statement in _TABLES:
             ledger.connection.execute(statement)
         guard(ledger.connection, "versions", "moves")

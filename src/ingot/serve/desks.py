@@ -1,6 +1,6 @@
 """Opens the traffic of every name that a server has a plan for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 from ingot.core.errors import ServeError
@@ -44,7 +44,7 @@ def open_desks(
     return desks
 
 
-def start_desks(desks: dict[str, TrafficDesk], served: Sequence[Served]) -> None:
+def start_desks(desks: Mapping[str, TrafficDesk], served: Sequence[Served]) -> None:
     """Look after every canary from now on."""
 
     def is_draining() -> bool:

@@ -110,7 +110,7 @@ def run_until_stopped(
         ServeError: The server died.
         IngotError: It could not be started.
     """
-    with _stop_signals() as asked:
+    with stop_signals() as asked:
         running = begin()
         try:
             log.info("answering at %s", running.url)
@@ -129,7 +129,8 @@ def run_until_stopped(
 
 
 @contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
+def stop_signals() -> Iterator[threading.Event]:
+    """Give an event that SIGTERM and SIGINT set; the second one interrupts."""
     asked = threading.Event()
 
     def stop(number: int, _frame: FrameType | None) -> None:

@@ -1,6 +1,5 @@
 """Start, run and stop an endpoint."""
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -15,13 +14,7 @@ from ingot.serve.endpoint import Endpoint
 from ingot.serve.running import TICK_S, Running, need_server, run_until_stopped, start
 
 if TYPE_CHECKING:
-    from ingot.observe.log import ObservationLog
-    from ingot.serve.access.gate import Gate
-    from ingot.serve.access.rates import RateLimits
-    from ingot.serve.state import Served, State
-    from ingot.serve.tracing import Tracer
-
-log = logging.getLogger(__name__)
+    from ingot.serve.state import State
 
 
 @dataclass(slots=True)
@@ -76,39 +69,18 @@ def serve_in_thread(
         EngineError: No session can be opened.
     """
     need_server()
-    from ingot.serve.app import build_app
-    from ingot.serve.desks import open_desks, start_desks
-    from ingot.serve.metrics import Metrics
+    from ingot.serve.assembly import assemble
     from ingot.serve.web import Server
-    from ingot.serve.workers.workforce import Workforce
 
-    endpoints = (endpoint, *endpoint.beside)
-    check_endpoints(endpoints)
+    check_endpoints((endpoint, *endpoint.beside))
     with ExitStack() as stack:
         listener = stack.enter_context(bind(endpoint.host, endpoint.port))
-        gate = open_gate(endpoint, stack)
-        sessions = (session, *(None for _ in endpoint.beside))
-        served = [_serve(*pair, stack) for pair in zip(endpoints, sessions, strict=True)]
-        tracer = open_tracer(endpoint, stack)
-        if tracer is not None:
-            for one in served:
-                one.session = None if one.session is None else tracer.session(one.session)
-        metrics = Metrics()
-        working = [one for one in served if not one.endpoint.generation]
-        workforce = Workforce(working, metrics, tracer=tracer)
-        observations = _open_log(endpoint)
-        if observations is not None:
-            stack.callback(observations.close)
-        limits, desks = open_limits(endpoint), open_desks(served, observations, stack)
-        app = build_app(
-            served, observations, metrics=metrics, gate=gate, limits=limits, tracer=tracer,
-            desks=desks,
-        )  # fmt: skip
-        server = Server(app, endpoint, workforce)
+        parts = assemble(endpoint, stack, session)
+        server = Server(parts.app, endpoint, parts.workforce)
         thread = start(server, listener)
-        start_desks(desks, served)
-        url, states = url_of(listener, endpoint.tls), tuple(one.state for one in served)
-        return RunningEndpoint(url, server, thread, stack.pop_all(), states, endpoint.drain_s)
+        parts.start_desks()
+        url = url_of(listener, endpoint.tls)
+        return RunningEndpoint(url, server, thread, stack.pop_all(), parts.states, endpoint.drain_s)
     raise AssertionError("unreachable: an ExitStack that is popped swallows nothing")
 
 
@@ -173,86 +145,3 @@ def _check_generation(endpoint: Endpoint) -> None:
     from ingot.serve.generation.writer import check_generation
 
     check_generation(endpoint)
-
-
-def _open_session(endpoint: Endpoint) -> Session:
-    from ingot.runtime.engines import open_session
-
-    return open_session(endpoint.model, endpoint.version.config)
-
-
-def _open_log(endpoint: Endpoint) -> "ObservationLog | None":
-    if endpoint.log is None:
-        return None
-    from ingot.observe.log import ObservationLog
-
-    return ObservationLog(endpoint.log, rules=endpoint.log_rules)
-
-
-def open_gate(endpoint: Endpoint, stack: ExitStack) -> "Gate | None":
-    """Return what lets callers in, closed with the stack; None lets everybody."""
-    if endpoint.access is None:
-        return None
-    from ingot.serve.access.gate import Gate
-
-    gate = Gate(endpoint.access)
-    stack.callback(gate.close)
-    return gate
-
-
-def open_tracer(endpoint: Endpoint, stack: ExitStack) -> "Tracer | None":
-    """Return what makes spans, closed with the stack; None makes none."""
-    if endpoint.tracing is None:
-        return None
-    from ingot.serve.tracing import Tracer
-
-    tracer = Tracer(endpoint.tracing)
-    stack.callback(tracer.close)
-    return tracer
-
-
-def open_limits(endpoint: Endpoint) -> "RateLimits | None":
-    """Return what counts requests by caller; None where nothing can be limited."""
-    if endpoint.rate is None and (endpoint.access is None or endpoint.access.keys is None):
-        return None  # where there are keys, one may have a rate of its own
-    from ingot.serve.access.rates import RateLimits
-
-    return RateLimits(endpoint.rate)
-
-
-def _serve(endpoint: Endpoint, session: Session | Decoding | None, stack: ExitStack) -> "Served":
-    """Return a model with its state, warm if it runs in this process."""
-    from ingot.serve.state import Served, State
-
-    state = State()
-    if endpoint.generation is not None or isinstance(session, Decoding):
-        from ingot.serve.generation.writer import open_writer
-
-        stack.callback(state.threads.close)
-        decoding = session if isinstance(session, Decoding) else None
-        state.runner, state.is_warm = open_writer(endpoint, stack, decoding), True
-        return Served(endpoint, state)
-    if session is None and endpoint.workers == 0:
-        session = _open_session(endpoint)
-        stack.callback(_close_session, session, state)
-    stack.callback(state.threads.close)
-    if session is not None:
-        _make_ready(endpoint, session, state)
-    return Served(endpoint, state, session)
-
-
-def _make_ready(endpoint: Endpoint, session: Session, state: "State") -> None:
-    from ingot.serve.protocol import encode_request
-    from ingot.serve.warmup import inline_limit, warm_up
-
-    feeds, latency_ms = warm_up(session, endpoint.model.signature, endpoint.version.config)
-    state.inline_bytes = inline_limit(latency_ms, len(encode_request(feeds)))
-    state.sample = feeds
-    state.is_warm = True
-
-
-def _close_session(session: Session, state: "State") -> None:
-    if running := state.threads.running:
-        log.warning("%d requests were still in the engine when it had to stop", running)
-        return  # freeing memory under a running engine call would crash the process
-    session.close()

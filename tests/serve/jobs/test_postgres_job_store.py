@@ -14,6 +14,7 @@ import pytest
 from job_words import request_of, wait_for
 
 from ingot.core.errors import MissingExtraError
+from ingot.serve.deploy.scaling import AsyncScaling, Scaling, scaled_object
 from ingot.serve.jobs import postgres_store
 from ingot.serve.jobs.client import JobClient
 from ingot.serve.jobs.job import JobState, StoreError
@@ -22,6 +23,7 @@ from ingot.serve.jobs.server import serve_jobs_in_thread
 from ingot.serve.jobs.settings import AsyncSettings
 from ingot.testing.check_job_store import check_job_store, new_job
 from ingot.testing.kill_jobs import kill_jobs
+from ingot.twin.policy import ScalingPolicy
 
 
 class Server:
@@ -175,3 +177,23 @@ def test_a_server_that_is_not_there_is_named(tmp_path):
 
     with pytest.raises(StoreError, match="Check the address"):
         PostgresJobStore(f"host={tmp_path} dbname=x user=y")
+
+
+def test_the_query_that_scales_on_kubernetes_counts_the_backlog(server):
+    psycopg = pytest.importorskip("psycopg")
+    jobs = AsyncScaling("database", "s3://bucket/results")
+    scaler = scaled_object(
+        Scaling("http://prometheus:9090", ScalingPolicy(min_instances=0)),
+        jobs,
+        model="digits",
+        namespace="ml",
+    )
+    query = scaler["spec"]["triggers"][0]["metadata"]["query"]
+    store = PostgresJobStore(server.url)
+    store.put([replace(new_job(f"job-{n}"), endpoint="digits") for n in range(3)])
+    store.put([replace(new_job("job-of-another"), endpoint="letters")])
+    with psycopg.connect(server.url) as database:
+        found = database.execute(query).fetchone()[0]
+    store.close()
+
+    assert found == 3

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from ingot.core.digest import Json
 from ingot.core.errors import DataError
@@ -33,6 +34,7 @@ class Batch:
         form: Of the parts of a folder; `parquet` unless said.
         truncate: Cut texts that are too long, as `load_data` does, instead of refusing the row.
         processes: How many work at a time; 0 is one per physical core, 1 is this process.
+        on: Where they are: `processes` of this machine, or actors of `ray`.
         threads: Of each process; 0 is an equal share of those the version was proved with.
         part_rows: Rows of a part: what is written at once, and done again after a crash.
         batch_rows: Rows per call of the engine.
@@ -52,6 +54,7 @@ class Batch:
     part_rows: int = 1024
     batch_rows: int = 32
     max_errors: int = 0
+    on: Literal["processes", "ray"] = "processes"
 
     def __post_init__(self) -> None:
         for name, least in (

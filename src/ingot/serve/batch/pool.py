@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Protocol
+from typing import Any, Protocol
 
 from ingot.core.errors import IngotError, ServeError
 from ingot.serve.batch.work import Done, Part, Work, Worker
@@ -61,25 +61,64 @@ def answer_in_processes(
         ServeError: Every process that was given some part died.
         IngotError: What a worker raised.
     """
-    pool = _Pool(work, opener)
+    yield from answer_by(_Forked(work, opener), parts, processes)
+
+
+def answer_by(crew: "Crew", parts: Iterator[Part], processes: int) -> Iterator[Done]:
+    """Answer parts by processes of some kind, in whatever order they finish.
+
+    Args:
+        crew: Starts and ends them.
+        parts: Taken one at a time, when a process is free.
+        processes: How many.
+
+    Raises:
+        ServeError: Every process that was given some part died.
+        IngotError: What a worker raised.
+    """
+    pool = _Pool(crew)
     try:
         yield from pool.run(parts, processes)
     finally:
         pool.stop()
 
 
+class Crew(Protocol):
+    """Processes of some kind: forked here, or somewhere else."""
+
+    # Any: a handle that only the crew looks into
+    def start(self) -> Any:
+        """Start a process and return a handle of it."""
+        ...
+
+    def give(self, handle: Any, part: Part) -> None:
+        """Let a process answer a part."""
+        ...
+
+    def ready(self, handles: list[Any]) -> list[Any]:
+        """Wait until at least one process has answered or died; return these."""
+        ...
+
+    def take(self, handle: Any) -> object:
+        """Return what a process answered, or None if it died; it is gone then."""
+        ...
+
+    def end(self, handles: list[Any]) -> None:
+        """End processes."""
+        ...
+
+
 @dataclass(slots=True)
 class _Seat:
     """One process and the part it is at."""
 
-    child: Child
+    handle: Any  # the crew's
     part: Part | None = None
 
 
 class _Pool:
-    def __init__(self, work: Work, opener: Opener) -> None:
-        self._nursery = Nursery([__name__, *libraries_of({work.config.engine})])
-        self._work, self._opener = work, opener
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
         self._seats: list[_Seat] = []
         self._again: list[Part] = []
         self._tries: dict[int, int] = {}
@@ -88,15 +127,19 @@ class _Pool:
     def run(self, parts: Iterator[Part], processes: int) -> Iterator[Done]:
         while True:
             while (seat := self._idle(processes)) and (part := self._next(parts)) is not None:
-                self._give(seat if isinstance(seat, _Seat) else self._start(), part)
+                seat = seat if isinstance(seat, _Seat) else self._start()
+                seat.part = part
+                self._crew.give(seat.handle, part)
             busy = [seat for seat in self._seats if seat.part is not None]
             if not busy:
                 break
-            ready = wait([seat.child.link for seat in busy])
-            for seat in (seat for seat in busy if seat.child.link in ready):
+            ready = self._crew.ready([seat.handle for seat in busy])
+            for seat in (seat for seat in busy if seat.handle in ready):
                 part, seat.part = seat.part, None
                 assert part is not None
-                found = self._take(seat)
+                found = self._crew.take(seat.handle)
+                if found is None:
+                    self._seats.remove(seat)
                 if isinstance(found, Done):
                     self._tries.pop(part.index, None)
                     yield found
@@ -108,11 +151,7 @@ class _Pool:
             raise self._failure
 
     def stop(self) -> None:
-        for seat in self._seats:
-            seat.child.link.close()  # at which one that is idle ends by itself
-            if seat.part is not None:
-                seat.child.kill()
-        self._nursery.close()
+        self._crew.end([seat.handle for seat in self._seats])
 
     def _idle(self, processes: int) -> _Seat | bool:
         """Return an idle process, or whether one more may be started."""
@@ -132,26 +171,9 @@ class _Pool:
             return None
 
     def _start(self) -> _Seat:
-        seat = _Seat(Child(self._nursery, serve_parts, self._work, self._opener))
+        seat = _Seat(self._crew.start())
         self._seats.append(seat)
         return seat
-
-    def _give(self, seat: _Seat, part: Part) -> None:
-        seat.part = part
-        try:
-            seat.child.link.send(part)
-        except OSError:  # it is dead: its link is closed, which `wait` reports like an answer
-            log.debug("process %s is gone before its part", seat.child.pid)
-
-    def _take(self, seat: _Seat) -> object:
-        """Return what a process sends, or None if it died, and is replaced when it is needed."""
-        try:
-            return seat.child.link.recv()
-        except (EOFError, OSError):
-            self._seats.remove(seat)
-            seat.child.link.close()
-            log.warning("process %s died (%s)", seat.child.pid, seat.child.exitcode)
-            return None
 
     def _may_try_again(self, part: Part) -> bool:
         tries = self._tries[part.index] = self._tries.get(part.index, 0) + 1
@@ -167,27 +189,79 @@ class _Pool:
         return False
 
 
+class _Forked:
+    """Processes of this machine, forked from one that has everything loaded."""
+
+    def __init__(self, work: Work, opener: Opener) -> None:
+        self._nursery = Nursery([__name__, *libraries_of({work.config.engine})])
+        self._work, self._opener = work, opener
+
+    def start(self) -> Child:
+        return Child(self._nursery, serve_parts, self._work, self._opener)
+
+    def give(self, child: Child, part: Part) -> None:
+        try:
+            child.link.send(part)
+        except OSError:  # it is dead: its link is closed, which `wait` reports like an answer
+            log.debug("process %s is gone before its part", child.pid)
+
+    def ready(self, children: list[Child]) -> list[Child]:
+        links = wait([child.link for child in children])
+        return [child for child in children if child.link in links]
+
+    def take(self, child: Child) -> object:
+        try:
+            return child.link.recv()
+        except (EOFError, OSError):
+            child.link.close()
+            log.warning("process %s died (%s)", child.pid, child.exitcode)
+            return None
+
+    def end(self, children: list[Child]) -> None:
+        for child in children:
+            child.link.close()
+            child.kill()
+        self._nursery.close()
+
+
+class Hand:
+    """Answers parts one after another, in whatever process it is.
+
+    Args:
+        work: What it opens first.
+        opener: Makes the worker.
+    """
+
+    def __init__(self, work: Work, opener: Opener) -> None:
+        # The tokenizer takes every core unless told; the other processes have theirs
+        os.environ.setdefault("RAYON_NUM_THREADS", str(max(1, work.config.threads)))
+        self._work, self._opener = work, opener
+        self._worker: Answers | None = None
+
+    def answer(self, part: Part) -> Done | Exception:
+        """Return what was done, or why it was not."""
+        try:
+            self._worker = self._worker or self._opener(self._work)
+            return self._worker.answer(part)
+        except IngotError as error:
+            return error
+        except Exception as error:  # a process edge: the reason must reach the one who asked
+            log.exception("part %s failed", part.index)
+            return ServeError(
+                f"A part must be answered or say which rows are bad; part {part.index} raised "
+                f"{type(error).__name__}: {error}. Please report this."
+            )
+
+
 def serve_parts(link: Connection, work: Work, opener: Opener) -> None:
     """Answer parts, in a process of its own, until the link closes."""
-    # The tokenizer takes every core unless told; the other processes have theirs
-    os.environ.setdefault("RAYON_NUM_THREADS", str(max(1, work.config.threads)))
-    worker: Answers | None = None
+    hand = Hand(work, opener)
     while True:
         try:
             part = link.recv()
         except (EOFError, OSError):
             return
-        try:
-            worker = worker or opener(work)
-            found: Done | Exception = worker.answer(part)
-        except IngotError as error:
-            found = error
-        except Exception as error:  # a process edge: the reason must reach the one who asked
-            log.exception("part %s failed", part.index)
-            found = ServeError(
-                f"A part must be answered or say which rows are bad; part {part.index} raised "
-                f"{type(error).__name__}: {error}. Please report this."
-            )
+        found = hand.answer(part)
         try:
             link.send(found)
         except OSError:  # nobody listens any more

@@ -143,7 +143,11 @@ def _answer(plan: Plan, progress: Progress) -> _Tally:
     """Answer every part that is not finished, and stop when too many rows are refused."""
     tally, total = _Tally(), plan.scan.rows
     waiting = _waiting(plan, tally)
-    if plan.processes == 1:
+    if plan.batch.on == "ray":
+        from ingot.serve.batch.on_ray import answer_on_ray
+
+        answers = answer_on_ray(waiting, plan.work, plan.processes)
+    elif plan.processes == 1:
         answers = answer_here(waiting, plan.work)
     else:
         answers = answer_in_processes(waiting, plan.work, plan.processes)

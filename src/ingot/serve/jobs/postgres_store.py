@@ -14,6 +14,7 @@ from ingot.serve.jobs.moves import Moves
 from ingot.serve.jobs.table_store import TableJobStore
 from ingot.serve.jobs.tables import FORMAT, Dialect, carry_over
 
+SCHEMA = "ingot_jobs"
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,50}")
 _CONNECT_S = 10
 
@@ -68,7 +69,7 @@ class PostgresJobStore(TableJobStore):
         self,
         url: str,
         *,
-        schema: str = "ingot_jobs",
+        schema: str = SCHEMA,
         retry: RetryPolicy | None = None,
         max_queued: int = 1_000_000,
         clock: Clock | None = None,

@@ -120,11 +120,12 @@ def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> Running
         ServeError: The address is taken, or the model does not answer.
     """
     need_server()
+    from ingot.serve.assembly import open_gate, open_limits, open_tracer
     from ingot.serve.jobs.app import build_jobs_app
     from ingot.serve.jobs.desk import JobDesk
     from ingot.serve.jobs.metrics import JobMetrics
     from ingot.serve.metrics import Metrics
-    from ingot.serve.server import check_endpoints, open_gate, open_limits, open_tracer
+    from ingot.serve.server import check_endpoints
     from ingot.serve.web import Server
     from ingot.serve.workers.workforce import Workforce
 

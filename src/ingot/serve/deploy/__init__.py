@@ -1,0 +1,1 @@
+"""Where one machine ends: bundles, Kubernetes manifests and Ray Serve applications."""
