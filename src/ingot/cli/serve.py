@@ -49,6 +49,7 @@ def _address_options(function: F) -> F:
             ),
             click.option("--tls-cert", type=_FILE, help="Certificate chain (PEM); with --tls-key."),
             click.option("--tls-key", type=_FILE, help="Its private key (PEM)."),
+            click.option("--console", is_flag=True, help="Web pages under /console."),
             click.option("--keys", is_flag=True, help="Ask for API keys; see: ingot keys."),
             click.option("--oidc-issuer", help="Take tokens of this identity provider."),
             click.option("--oidc-audience", help="This service, as those tokens name it."),
@@ -117,6 +118,7 @@ def command(
       ingot serve digits:3 digits:2 letters@prod --port 0
       ingot serve digits@prod --workers 2 --max-batch 16 --keys --host 0.0.0.0
       ingot serve digits@prod --async --max-instances 3
+      ingot serve digits@prod --console
     """
     from ingot.registry.registry import Registry
     from ingot.serve.server import check_endpoints
@@ -139,7 +141,7 @@ def command(
     if is_async:
         _run_jobs(endpoint, options)
     else:
-        endpoint.run(on_ready=lambda url: say(f"answering at {url}"))
+        endpoint.run(on_ready=lambda url: _say_ready("answering", url, endpoint))
 
 
 def _run_jobs(endpoint: "Endpoint", options: dict[str, Any]) -> None:
@@ -148,7 +150,13 @@ def _run_jobs(endpoint: "Endpoint", options: dict[str, Any]) -> None:
     if endpoint.beside:
         raise click.UsageError("--async takes one version; start a server for each.")
     settings = async_settings(endpoint.version.name, options)
-    run_jobs(endpoint, settings, on_ready=lambda url: say(f"taking jobs at {url}"))
+    run_jobs(endpoint, settings, on_ready=lambda url: _say_ready("taking jobs", url, endpoint))
+
+
+def _say_ready(what: str, url: str, endpoint: "Endpoint") -> None:
+    say(f"{what} at {url}")
+    if endpoint.console:
+        say(f"console at {url}/console")
 
 
 def _endpoint(registry: "Registry", target: str, options: dict[str, Any]) -> "Endpoint":
@@ -173,6 +181,7 @@ def _endpoint(registry: "Registry", target: str, options: dict[str, Any]) -> "En
         access=_access(options),
         tls=_tls(options["tls_cert"], options["tls_key"]),
         grpc_port=options["grpc_port"],
+        console=options["console"],
     )
 
 

@@ -27,6 +27,7 @@ def build_app(
     *,
     metrics: Metrics | None = None,
     gate: Gate | None = None,
+    more: "Sequence[BaseRoute]" = (),
 ) -> "Starlette":
     """Return the ASGI application that answers for some versions.
 
@@ -38,6 +39,7 @@ def build_app(
         log: Where observations go; None keeps none.
         metrics: What is counted; fresh if not given.
         gate: Who may ask; None lets everybody.
+        more: Routes beside its own.
 
     Raises:
         MissingExtraError: The extra `serve` is not installed.
@@ -58,6 +60,7 @@ def build_app(
     routes: list[BaseRoute] = [Route(path + "/infer", dispatch) for path in (MODEL, VERSION)]
     pages = _Pages(served, metrics, gate).routes()
     routes += [Route(path, page, methods=["GET"]) for path, page in pages]
+    routes += more
     return Starlette(
         routes=routes,
         middleware=[Middleware(FastPath, versions=versions, routes=infer)],

@@ -85,6 +85,7 @@ class Endpoint:
         access: Who may ask; None lets everybody.
         grpc_port: Port that speaks gRPC beside it, 0 picks a free one; None speaks none.
         tls: Files for encrypted connections; None speaks plain HTTP.
+        console: Whether web pages under `/console` show how it is doing.
         beside: More versions at the same address; what is about the address is taken from this one.
     """
 
@@ -104,6 +105,7 @@ class Endpoint:
     access: Access | None = None
     tls: Tls | None = None
     grpc_port: int | None = None
+    console: bool = False
     beside: tuple["Endpoint", ...] = ()
 
     @property

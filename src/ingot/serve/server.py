@@ -14,8 +14,11 @@ from ingot.serve.endpoint import Endpoint
 from ingot.serve.running import TICK_S, Running, need_server, run_until_stopped, start
 
 if TYPE_CHECKING:
+    from starlette.routing import BaseRoute
+
     from ingot.observe.log import ObservationLog
     from ingot.serve.access.gate import Gate
+    from ingot.serve.metrics import Metrics
     from ingot.serve.state import Served, State
 
 log = logging.getLogger(__name__)
@@ -87,7 +90,8 @@ def serve_in_thread(endpoint: Endpoint, session: Session | None = None) -> Runni
         observations = _open_log(endpoint)
         if observations is not None:
             stack.callback(observations.close)
-        app = build_app(served, observations, metrics=metrics, gate=gate)
+        more = _console(served, metrics, gate, stack)
+        app = build_app(served, observations, metrics=metrics, gate=gate, more=more)
         server = Server(app, endpoint, workforce)
         thread = start(server, listener)
         url, states = url_of(listener, endpoint.tls), tuple(one.state for one in served)
@@ -143,6 +147,10 @@ def check_endpoints(endpoints: Sequence[Endpoint]) -> None:
                 "model in the server's own process."
             )
     check_tls(endpoints[0].tls)
+    if endpoints[0].console:
+        from ingot.serve.console.site import check_console
+
+        check_console(endpoints[0])
     labels = [endpoint.version.label for endpoint in endpoints]
     for label in labels:
         if labels.count(label) > 1:
@@ -172,6 +180,21 @@ def open_gate(endpoint: Endpoint, stack: ExitStack) -> "Gate | None":
     gate = Gate(endpoint.access)
     stack.callback(gate.close)
     return gate
+
+
+def _console(
+    served: "Sequence[Served]", metrics: "Metrics", gate: "Gate | None", stack: ExitStack
+) -> "list[BaseRoute]":
+    """Return the routes of the console, fed until the stack is closed; none unless asked for."""
+    endpoint = served[0].endpoint
+    if not endpoint.console:
+        return []
+    from ingot.serve.console.endpoints import console_of
+    from ingot.serve.console.site import console_routes
+
+    console, feeding = console_of(served, metrics)
+    stack.callback(feeding.stop)
+    return console_routes(console, endpoint, gate=gate)
 
 
 def _serve(endpoint: Endpoint, session: Session | None, stack: ExitStack) -> "Served":

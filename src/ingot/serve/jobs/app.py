@@ -1,5 +1,6 @@
 """The web application of an endpoint that takes jobs only: health, metadata, and the job routes."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ingot.serve.access.gate import Gate
@@ -14,15 +15,23 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
+    from starlette.routing import BaseRoute
 
 
-def build_jobs_app(desk: JobDesk, metrics: JobMetrics, *, gate: Gate | None = None) -> "Starlette":
+def build_jobs_app(
+    desk: JobDesk,
+    metrics: JobMetrics,
+    *,
+    gate: Gate | None = None,
+    more: "Sequence[BaseRoute]" = (),
+) -> "Starlette":
     """Return the ASGI application of an endpoint that takes jobs only.
 
     Args:
         desk: What its routes ask.
         metrics: What `/metrics` shows.
         gate: Who may ask; None lets everybody.
+        more: Routes beside its own.
     """
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
@@ -37,6 +46,7 @@ def build_jobs_app(desk: JobDesk, metrics: JobMetrics, *, gate: Gate | None = No
             Route("/metrics", pages.prometheus),
             Route("/openapi.json", pages.openapi),
             *job_routes(desk, admit=None if gate is None else pages.admit),
+            *more,
         ],
         exception_handlers={
             HTTPException: pages.refused,
