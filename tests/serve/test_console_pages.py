@@ -6,7 +6,6 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from conftest import Doubler
 from ingot.core.errors import ServeError
 from ingot.serve.access.keys import KeyStore
 from ingot.serve.console.live import MOST_LISTENERS, Listeners, Live
@@ -35,15 +34,15 @@ def key(keys):
 
 
 @pytest.fixture
-def shown(endpoint):
-    with serve_in_thread(replace(endpoint, console=True), Doubler()) as running:
+def shown(endpoint, doubler):
+    with serve_in_thread(replace(endpoint, console=True), doubler) as running:
         yield running
 
 
 @pytest.fixture
-def guarded(endpoint, key, tmp_path):
+def guarded(endpoint, key, tmp_path, doubler):
     wanted = replace(endpoint, console=True, access=Access(tmp_path / "keys.sqlite"))
-    with serve_in_thread(wanted, Doubler()) as running:
+    with serve_in_thread(wanted, doubler) as running:
         yield running
 
 
@@ -78,7 +77,7 @@ def test_every_page_forbids_what_it_does_not_need(browser, path):
 
     assert headers["content-security-policy"] == POLICY
     assert headers["x-content-type-options"] == "nosniff"
-    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["referrer-policy"] == "same-origin"
     assert headers["cache-control"] == "no-store"
 
 
@@ -133,11 +132,11 @@ def test_names_are_escaped_wherever_they_come_from(browser):
     assert "&lt;script&gt;alert" in text
 
 
-def test_a_hostile_model_name_is_text(endpoint):
+def test_a_hostile_model_name_is_text(endpoint, doubler):
     name = "x\"'><img src=x onerror=alert(1)>"
     version = replace(endpoint.version, name=name)
     with (
-        serve_in_thread(replace(endpoint, version=version, console=True), Doubler()) as running,
+        serve_in_thread(replace(endpoint, version=version, console=True), doubler) as running,
         client_of(running, headers=HTML) as client,
     ):
         text = client.get(FLEET).text
@@ -348,8 +347,8 @@ def test_a_stream_gives_the_part_that_changes(browser):
     assert "1 of 1 ready" in found
 
 
-def test_draining_ends_streams(endpoint):
-    running = serve_in_thread(replace(endpoint, console=True), Doubler())
+def test_draining_ends_streams(endpoint, doubler):
+    running = serve_in_thread(replace(endpoint, console=True), doubler)
     with client_of(running) as client, client.stream("GET", "/console/events/endpoints") as stream:
         lines = stream.iter_lines()
         next(lines)

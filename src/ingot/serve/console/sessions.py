@@ -141,7 +141,8 @@ class Sessions:
             RequestError: It comes from elsewhere, or carries another token (403).
         """
         origin = urlsplit(request.headers.get("origin", ""))
-        is_ours = origin.netloc == request.headers.get("host", "") != ""
+        site = request.headers.get("sec-fetch-site", "same-origin")
+        is_ours = site == "same-origin" and origin.netloc == request.headers.get("host", "") != ""
         is_right = token is None or hmac.compare_digest(
             token.encode(), self.token(request).encode()
         )
