@@ -130,7 +130,8 @@ class EndpointPages:
             self._row(one) for one in self._served if one.endpoint.version.name in seen
         )  # fmt: skip
         ready = sum(row.state == "ready" for row in rows)
-        return Fleet("Endpoints", f"{ready} of {len(rows)} ready", self._clock(), rows)
+        summary = f"{ready} of {len(rows)} ready" if rows else "none to see"
+        return Fleet("Endpoints", summary, self._clock(), rows)
 
     async def endpoint(self, visit: Visit) -> EndpointContent:
         """Return one version.
