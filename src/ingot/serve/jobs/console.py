@@ -21,7 +21,7 @@ from ingot.serve.problems import RequestError
 _HOUR = 3600
 _LISTED = 25
 _MOST_LISTED = 250
-_DECISIONS = 100
+_DECISIONS = 30
 _SPARK = 300  # decisions, so about five minutes
 
 

@@ -56,6 +56,7 @@
   // ---- charts ------------------------------------------------------------------------------
   const HOUR = 3600;
   const charts = new Map();
+  const WHOLE = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5];
   const DASHES = [[], [5, 3], [2, 3], []];
 
   function clock(seconds, isFine) {
@@ -75,19 +76,27 @@
 
   function options(chart, width, height) {
     const line = colour("line"), muted = colour("muted");
+    const isLatency = chart.unit === "ms"; // a median and its tail fit one axis only as logarithms
+    const isCount = chart.unit === "" || chart.unit === "jobs";
+    const fromZero = (_u, _low, top) => [0, top > 0 ? top * 1.08 : 1];
     const font = "11.5px system-ui, sans-serif";
-    const axis = { stroke: muted, font, ticks: { show: false }, grid: { stroke: line, width: 1 } };
+    const isDecade = (mark) => Math.abs(Math.log10(mark) - Math.round(Math.log10(mark))) < 1e-6;
+    const decades = (_u, marks) => marks.map((mark) => (isDecade(mark) ? mark : null));
+    const grid = { stroke: line, width: 1, ...(isLatency && { filter: decades }) };
+    const axis = { stroke: muted, font, ticks: { show: false }, grid };
     return {
       width,
       height,
       cursor: { points: { size: 6 }, drag: { x: false, y: false }, sync: { key: "page" } },
       legend: { show: false },
-      scales: { x: { time: true }, y: { range: (_u, _low, top) => [0, top > 0 ? top * 1.08 : 1] } },
+      padding: [8, 18, 0, 0],
+      scales: { x: { time: true }, y: isLatency ? { distr: 3 } : { range: fromZero } },
       axes: [
-        { ...axis, grid: { show: false }, space: 70, size: 26,
+        { ...axis, grid: { show: false }, space: 52, size: 26,
           values: (_u, marks) => marks.map((mark) => clock(mark, marks[1] - marks[0] < 60)) },
-        { ...axis, size: 58, space: 36,
-          values: (_u, marks) => marks.map((m) => figure(m, chart.unit === "ms" ? "ms" : "")) },
+        { ...axis, size: 58, space: 36, ...(isCount && { incrs: WHOLE }),
+          values: (_u, marks) => marks.map(
+            (mark) => (mark === null ? null : figure(mark, isLatency ? "ms" : ""))) },
       ],
       series: [{}, ...chart.lines.map((one, index) => ({
         label: one.label,
