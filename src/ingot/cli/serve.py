@@ -54,6 +54,7 @@ def _address_options(function: F) -> F:
             ),
             click.option("--tls-cert", type=_FILE, help="Certificate chain (PEM); with --tls-key."),
             click.option("--tls-key", type=_FILE, help="Its private key (PEM)."),
+            click.option("--console", is_flag=True, help="Web pages under /console."),
             click.option("--keys", is_flag=True, help="Ask for API keys; see: ingot keys."),
             click.option("--oidc-issuer", help="Take tokens of this identity provider."),
             click.option("--oidc-audience", help="This service, as those tokens name it."),
@@ -135,6 +136,7 @@ def command(
       ingot serve digits@prod --canary digits:4 --require "p95_ms <= 1.2x baseline"
       ingot serve digits@prod --log-rules rules.toml --otlp http://127.0.0.1:4318
       ingot serve writer@prod --generate --cache-tokens 16384
+      ingot serve digits@prod --console
     """
     from ingot.registry.registry import Registry
     from ingot.serve.server import check_endpoints
@@ -157,7 +159,7 @@ def command(
     if is_async:
         _run_jobs(endpoint, options)
     else:
-        endpoint.run(on_ready=lambda url: say(f"answering at {url}"))
+        endpoint.run(on_ready=lambda url: _say_ready("answering", url, endpoint))
 
 
 def _run_jobs(endpoint: "Endpoint", options: dict[str, Any]) -> None:
@@ -168,7 +170,13 @@ def _run_jobs(endpoint: "Endpoint", options: dict[str, Any]) -> None:
     if endpoint.beside or endpoint.traffic is not None:
         raise click.UsageError("--async takes one version; start a server for each.")
     settings = async_settings(endpoint.version.name, options)
-    run_jobs(endpoint, settings, on_ready=lambda url: say(f"taking jobs at {url}"))
+    run_jobs(endpoint, settings, on_ready=lambda url: _say_ready("taking jobs", url, endpoint))
+
+
+def _say_ready(what: str, url: str, endpoint: "Endpoint") -> None:
+    say(f"{what} at {url}")
+    if endpoint.console:
+        say(f"console at {url}/console")
 
 
 def _endpoints(
@@ -210,6 +218,7 @@ def _endpoint(registry: "Registry", version: "Version", options: dict[str, Any])
         rate=rate_of(options["rate"], options["burst"]),
         tls=_tls(options["tls_cert"], options["tls_key"]),
         grpc_port=options["grpc_port"],
+        console=options["console"],
         **observe_fields(options),
     )
 

@@ -1,5 +1,6 @@
 """Where a server answers: its socket, its URL, its certificate."""
 
+import ipaddress
 import socket
 
 from ingot.core.errors import ServeError
@@ -34,6 +35,21 @@ def url_of(listener: socket.socket, tls: Tls | None) -> str:
     host, port = listener.getsockname()[:2]
     scheme = "http" if tls is None else "https"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether a name or address can only be this machine's own.
+
+    Examples:
+        >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("0.0.0.0")
+        (True, True, False)
+    """
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def check_tls(tls: Tls | None) -> None:

@@ -1,7 +1,7 @@
 """The web application of a server: routes, headers, one observation per request."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ingot.core.extras import need
@@ -56,6 +56,7 @@ def build_app(
     tracer: "Tracer | None" = None,
     limits: RateLimits | None = None,
     desks: Mapping[str, TrafficDesk] | None = None,
+    more: "Sequence[BaseRoute]" = (),
 ) -> "Starlette":
     """Return the ASGI application that answers for some versions.
 
@@ -70,6 +71,7 @@ def build_app(
         tracer: Makes a span of every inference; None makes none.
         limits: How often each caller may; None for any.
         desks: Traffic by name of the model, where requests are dealt among its versions.
+        more: Routes beside its own.
 
     Raises:
         MissingExtraError: The extra `serve` is not installed.
@@ -95,7 +97,7 @@ def build_app(
     dispatch = Dispatch(versions, infer, named)
     routes: list[BaseRoute] = [Route(path + "/infer", dispatch) for path in (MODEL, VERSION)]
     pages = _Pages(served, metrics, gate, limits)
-    routes += [Route(path, page, methods=["GET"]) for path, page in pages.routes()]
+    routes += [*pages.routes(), *more]
     if desks:
         metrics.add(TrafficMetrics(desks))
         routes += traffic_routes(desks, pages.admit)
@@ -150,9 +152,11 @@ class _Pages:
         self._served, self._metrics, self._gate, self._limits = served, metrics, gate, limits
         self._versions = [one.endpoint.version for one in served]
 
-    def routes(self) -> "list[tuple[str, Callable[[Request], Awaitable[Response]]]]":
-        """Return every page by its path."""
-        return [
+    def routes(self) -> "list[BaseRoute]":
+        """Return every page."""
+        from starlette.routing import Route
+
+        pages = [
             ("/v2", self.server),
             ("/v2/health/live", self.live),
             ("/v2/health/ready", self.ready),
@@ -165,6 +169,7 @@ class _Pages:
             ("/metrics", self.prometheus),
             ("/openapi.json", self.openapi),
         ]
+        return [Route(path, page, methods=["GET"]) for path, page in pages]
 
     async def server(self, _request: "Request") -> "Response":
         from importlib.metadata import version

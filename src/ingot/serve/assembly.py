@@ -1,7 +1,7 @@
 """What a server is made of: an application, its runners, and everything that they need open."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from ingot.serve.workers.workforce import Workforce
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
+    from starlette.routing import BaseRoute
 
     from ingot.observe.log import ObservationLog
     from ingot.serve.access.gate import Gate
@@ -83,8 +84,9 @@ def assemble(
         stack.callback(observations.close)
     limits, desks = open_limits(endpoint), open_desks(served, observations, stack)
     app = build_app(
-        served, observations, metrics=metrics, gate=gate, limits=limits, tracer=tracer, desks=desks
-    )
+        served, observations, metrics=metrics, gate=gate, limits=limits, tracer=tracer,
+        desks=desks, more=_console(served, metrics, gate, stack),
+    )  # fmt: skip
     return Parts(app, workforce, served, desks)
 
 
@@ -131,6 +133,21 @@ def open_limits(endpoint: Endpoint) -> "RateLimits | None":
     from ingot.serve.access.rates import RateLimits
 
     return RateLimits(endpoint.rate)
+
+
+def _console(
+    served: "Sequence[Served]", metrics: Metrics, gate: "Gate | None", stack: ExitStack
+) -> "list[BaseRoute]":
+    """Return the routes of the console, fed until the stack is closed; none unless asked for."""
+    endpoint = served[0].endpoint
+    if not endpoint.console:
+        return []
+    from ingot.serve.console.endpoints import console_of
+    from ingot.serve.console.site import console_routes
+
+    console, feeding = console_of(served, metrics)
+    stack.callback(feeding.stop)
+    return console_routes(console, endpoint, gate=gate)
 
 
 def _serve(endpoint: Endpoint, session: Session | Decoding | None, stack: ExitStack) -> "Served":

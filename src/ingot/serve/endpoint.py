@@ -174,6 +174,7 @@ class Endpoint:
         tls: Files for encrypted connections; None speaks plain HTTP.
         traffic: How requests for its name are dealt among the versions of that name; None gives
             them all to this one.
+        console: Whether web pages under `/console` show how it is doing.
         beside: More versions at the same address; what is about the address is taken from this one.
         log_rules: What the observation log keeps; everything, for ever, if not given.
         tracing: Where traces go; None makes none.
@@ -199,6 +200,7 @@ class Endpoint:
     tls: Tls | None = None
     grpc_port: int | None = None
     traffic: Traffic | None = None
+    console: bool = False
     beside: tuple["Endpoint", ...] = ()
     log_rules: LogRules | None = None
     tracing: Tracing | None = None

@@ -77,6 +77,12 @@ class Metrics:
             )
         return self._more[name]
 
+    def samples(self) -> Iterator[tuple[str, dict[str, str], float]]:
+        """Give every number with its name and labels, as Prometheus would read it now."""
+        for family in self._registry.collect():
+            for sample in family.samples:
+                yield sample.name, sample.labels, sample.value
+
     def text(self) -> bytes:
         """Return every series in Prometheus text format."""
         prometheus = need("prometheus_client", extra="serve", what="Serving")

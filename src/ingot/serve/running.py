@@ -67,6 +67,34 @@ class Running(ABC):
         """Refuse what is new and wait for what is in flight, as long as that may take."""
 
 
+class Repeat:
+    """Something done again and again in a thread, until stopped.
+
+    Args:
+        name: Name of the thread.
+        every_s: Seconds between the end of one time and the next.
+        do: What; an error of it is logged and the next time comes.
+    """
+
+    def __init__(self, name: str, every_s: float, do: Callable[[], object]) -> None:
+        self._every_s, self._do = every_s, do
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Return when the last time is over."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._every_s):
+            try:
+                self._do()
+            except Exception:  # a thread's edge
+                log.exception("%s goes on", self._thread.name)
+
+
 def need_server() -> None:
     """Check that a web server can be started.
 

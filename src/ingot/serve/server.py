@@ -135,6 +135,10 @@ def check_endpoints(endpoints: Sequence[Endpoint]) -> None:
                 "model in the server's own process."
             )
     check_tls(endpoints[0].tls)
+    if endpoints[0].console:
+        from ingot.serve.console.site import check_console
+
+        check_console(endpoints[0])
     labels = [endpoint.version.label for endpoint in endpoints]
     for label in labels:
         if labels.count(label) > 1:

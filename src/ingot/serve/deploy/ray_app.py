@@ -59,8 +59,8 @@ class RayServe:
         check_endpoints((self.endpoint,))
         if self.endpoint.beside or self.endpoint.traffic is not None:
             raise ServeError(
-                f"An application on Ray must be one version; got {len(self.endpoint.beside)} more, or "
-                "traffic to deal among them. Deploy each by itself."
+                f"An application on Ray must be one version; got {len(self.endpoint.beside)} more, "
+                "or traffic to deal among them. Deploy each by itself."
             )
         if self.endpoint.grpc_port is not None or self.endpoint.tls is not None:
             raise ServeError(

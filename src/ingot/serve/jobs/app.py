@@ -1,5 +1,6 @@
 """The web application of an endpoint that takes jobs only: health, metadata, and the job routes."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ingot.serve.access.gate import Gate
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
+    from starlette.routing import BaseRoute
 
     from ingot.serve.tracing import Tracer
 
@@ -36,6 +38,7 @@ def build_jobs_app(
     tracer: "Tracer | None" = None,
     limits: RateLimits | None = None,
     ends: Ends | None = None,
+    more: "Sequence[BaseRoute]" = (),
 ) -> "Starlette":
     """Return the ASGI application of an endpoint that takes jobs only.
 
@@ -46,6 +49,7 @@ def build_jobs_app(
         tracer: Makes a span of every request that puts a job; None makes none.
         limits: How often each caller may; None for any.
         ends: Told of requests that were refused before they became jobs.
+        more: Routes beside its own.
     """
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
@@ -73,6 +77,7 @@ def build_jobs_app(
                 still=None if gate is None else pages.identify,
                 refused=None if ends is None else ends.note_refused,
             ),
+            *more,
         ],
         middleware=middleware,
         exception_handlers={

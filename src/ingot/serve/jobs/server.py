@@ -1,8 +1,6 @@
 """Start, run and stop an asynchronous endpoint: its web server, supervisor and notifier."""
 
-import logging
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,44 +19,17 @@ from ingot.serve.jobs.places import need_drivers, remove_parts, remove_result
 from ingot.serve.jobs.settings import AsyncSettings
 from ingot.serve.jobs.store import JobStore
 from ingot.serve.jobs.supervisor import Supervisor
-from ingot.serve.running import Running, need_server, run_until_stopped, start
+from ingot.serve.running import Repeat, Running, need_server, run_until_stopped, start
 
 if TYPE_CHECKING:
-    from ingot.serve.jobs.desk import JobDesk
+    from starlette.routing import BaseRoute
 
-log = logging.getLogger(__name__)
+    from ingot.serve.access.gate import Gate
+    from ingot.serve.jobs.desk import JobDesk
 
 KEY_FILE = "webhook.key"
 _TELL_S, _SWEEP_S = 0.1, 30.0
 _SWEEP_AT_ONCE = 1000
-
-
-class Repeat:
-    """Something done again and again in a thread, until stopped.
-
-    Args:
-        name: Name of the thread.
-        every_s: Seconds between the end of one time and the next.
-        do: What; an error of it is logged and the next time comes.
-    """
-
-    def __init__(self, name: str, every_s: float, do: Callable[[], object]) -> None:
-        self._every_s, self._do = every_s, do
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Return when the last time is over."""
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._every_s):
-            try:
-                self._do()
-            except Exception:  # a thread's edge
-                log.exception("%s goes on", self._thread.name)
 
 
 def sweep(store: JobStore, settings: AsyncSettings) -> int:
@@ -159,13 +130,26 @@ def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> Running
         metrics = JobMetrics(desk.name, store, instances=lambda: supervisor.instances)
         gate = open_gate(endpoint, stack)
         tracer, limits = open_tracer(endpoint, stack), open_limits(endpoint)
-        app = build_jobs_app(desk, metrics, gate=gate, limits=limits, tracer=tracer, ends=ends)
+        more = _console(desk, supervisor, gate)
+        app = build_jobs_app(
+            desk, metrics, gate=gate, limits=limits, tracer=tracer, ends=ends, more=more
+        )
         # no worker of its own: instances answer, and the supervisor has them
         server = Server(app, endpoint, Workforce([], Metrics()))
         thread = start(server, listener)
         url = url_of(listener, endpoint.tls)
         return RunningJobs(url, server, thread, stack.pop_all(), desk, supervisor)
     raise AssertionError("unreachable: an ExitStack that is popped swallows nothing")
+
+
+def _console(desk: "JobDesk", supervisor: Supervisor, gate: "Gate | None") -> "Sequence[BaseRoute]":
+    if not desk.endpoint.console:
+        return ()
+    from ingot.serve.console.site import console_routes
+    from ingot.serve.jobs.console import console_of_jobs
+
+    console = console_of_jobs(desk, instances=lambda: supervisor.instances)
+    return console_routes(console, desk.endpoint, gate=gate)
 
 
 @contextmanager

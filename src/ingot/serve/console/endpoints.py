@@ -1,0 +1,256 @@
+"""Pages of a real-time server: all endpoints, and one of them."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ingot.serve.console.charts import Chart, Line
+from ingot.serve.console.facts import VersionFacts, curl_line, limits_of, read_facts
+from ingot.serve.console.page import Page, Section, Visit
+from ingot.serve.console.series import LOOK_S, MetricsSource, Source, Totals, Window
+from ingot.serve.console.site import Console
+from ingot.serve.metrics import Metrics
+from ingot.serve.problems import RequestError
+from ingot.serve.routing import MODEL, VERSION, find_version, refuse_path
+from ingot.serve.running import Repeat
+from ingot.serve.state import Served, State
+
+NOW_S = 60.0  # figures of now are over so long
+_SPARK_S, _SPARK_POINTS = 600.0, 60
+_WORDS = {
+    "ready": "answers requests",
+    "draining": "finishes what it has and takes nothing new",
+    "starting": "has not answered its first inference",
+    "down": "has no worker that can answer",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointRow:
+    """One served version now.
+
+    Attributes:
+        name: Of the model.
+        number: Of the version.
+        digest: Of the version.
+        state: `ready`, `draining`, `starting` or `down`.
+        words: What that means.
+        now: What happened in the last minute.
+        in_flight: Requests being read or answered.
+        waiting: Those of them that wait for the engine.
+        workers_ready: Processes that can answer.
+        workers_wanted: Processes there shall be; 0 runs the model in the server's own.
+        trend: Requests a second in the last ten minutes, the oldest first.
+    """
+
+    name: str
+    number: int
+    digest: str
+    state: str
+    words: str
+    now: Window
+    in_flight: int
+    waiting: int
+    workers_ready: int
+    workers_wanted: int
+    trend: tuple[float, ...]
+
+    @property
+    def path(self) -> str:
+        """Its page, below `/console`."""
+        return f"/endpoints/{self.name}/{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Every served version that the visitor may see."""
+
+    title: str
+    summary: str
+    time: float
+    rows: tuple[EndpointRow, ...]
+    charts: tuple[Chart, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """One bar of a histogram: how many, and their share of the most."""
+
+    label: str
+    count: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointContent:
+    """One served version, now and over the last hour."""
+
+    title: str
+    summary: str
+    time: float
+    row: EndpointRow
+    totals: Totals
+    batches: tuple[Bucket, ...]
+    facts: VersionFacts
+    curl: str
+    charts: tuple[Chart, ...]
+
+
+class EndpointPages:
+    """Makes the pages of a real-time server.
+
+    Args:
+        served: What is served.
+        source: Where figures come from.
+        clock: UTC seconds since 1970.
+    """
+
+    def __init__(
+        self, served: Sequence[Served], source: Source, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._served, self._source, self._clock = served, source, clock
+        self._versions = [one.endpoint.version for one in served]
+        self._known: dict[int, VersionFacts] = {}
+
+    @property
+    def pages(self) -> tuple[Page, ...]:
+        """Every page."""
+        return (
+            Page("/endpoints", "endpoints.html", self.fleet, "Endpoints"),
+            Page(
+                "/endpoints/{name}/{number:int}", "endpoint.html", self.endpoint, "Endpoints"
+            ),
+        )  # fmt: skip
+
+    async def fleet(self, visit: Visit) -> Fleet:
+        """Return every version that the visitor may see."""
+        names = {version.name for version in self._versions}
+        seen = {name for name in names if visit.may("read", name) or visit.may("metrics")}
+        rows = tuple(
+            self._row(one) for one in self._served if one.endpoint.version.name in seen
+        )  # fmt: skip
+        ready = sum(row.state == "ready" for row in rows)
+        summary = f"{ready} of {len(rows)} ready" if rows else "none to see"
+        return Fleet("Endpoints", summary, self._clock(), rows)
+
+    async def endpoint(self, visit: Visit) -> EndpointContent:
+        """Return one version.
+
+        Raises:
+            RequestError: It is not served (404) or not for this visitor (403).
+        """
+        visit.need("read", visit.path["name"])
+        path = {"name": visit.path["name"], "number": str(visit.path["number"])}
+        index = find_version(self._versions, path)
+        if index is None:
+            raise RequestError(refuse_path(self._versions, path), status=404)
+        one, row = self._served[index], self._row(self._served[index])
+        windows = self._source.windows(row.name, str(row.number), since=visit.since)
+        totals = self._source.totals(row.name, str(row.number))
+        url = visit.base_url + self._infer_path(row)
+        return EndpointContent(
+            f"{row.name}:{row.number}", f"{row.name}:{row.number} is {row.state}", self._clock(),
+            row, totals, _buckets(totals.rows), self._facts(index),
+            curl_line(one.endpoint, url, is_known=visit.is_known),
+            _charts(windows, has_workers=bool(row.workers_wanted)),
+        )  # fmt: skip
+
+    def _facts(self, index: int) -> VersionFacts:
+        if index not in self._known:
+            endpoint = self._served[index].endpoint
+            self._known[index] = read_facts(endpoint, limits_of(endpoint))
+        return self._known[index]
+
+    def _infer_path(self, row: EndpointRow) -> str:
+        served = [version.name for version in self._versions].count(row.name)
+        path = MODEL if served == 1 else VERSION
+        return path.format(name=row.name, number=row.number) + "/infer"
+
+    def _row(self, one: Served) -> EndpointRow:
+        version, state = one.endpoint.version, one.state
+        name, number = version.name, str(version.number)
+        wanted, word = one.endpoint.workers, _state(state)
+        recent = self._source.windows(name, number, since=self._clock() - _SPARK_S)
+        return EndpointRow(
+            name, version.number, version.digest, word, _WORDS[word],
+            self._source.over(name, number, NOW_S), state.in_flight, state.waiting,
+            self._source.totals(name, number).workers_ready if wanted else int(state.is_warm),
+            wanted, _trend(recent),
+        )  # fmt: skip
+
+
+def console_of(served: Sequence[Served], metrics: Metrics) -> tuple[Console, Repeat]:
+    """Return the console of a real-time server, and the thread that feeds it, which runs.
+
+    Args:
+        served: What is served.
+        metrics: What the server counts.
+    """
+    source = MetricsSource(metrics)
+    console = Console(
+        (Section("Endpoints", "/endpoints"),),
+        EndpointPages(served, source).pages,
+        lambda: any(one.state.is_draining for one in served),
+    )
+    return console, Repeat("ingot-console", LOOK_S, source.look)
+
+
+def _state(state: State) -> str:
+    if state.is_draining:
+        return "draining"
+    if not state.is_warm:
+        return "starting"
+    return "ready" if state.is_ready else "down"
+
+
+def _trend(windows: Sequence[Window]) -> tuple[float, ...]:
+    size = max(1, -(-len(windows) // _SPARK_POINTS))
+    groups = [windows[i : i + size] for i in range(0, len(windows), size)]
+    return tuple(
+        sum(one.requests for one in group) / sum(one.seconds for one in group) for group in groups
+    )
+
+
+def _charts(windows: Sequence[Window], *, has_workers: bool) -> tuple[Chart, ...]:
+    times = tuple(round(one.end, 3) for one in windows)
+
+    def answers(hundreds: int) -> tuple[float, ...]:
+        return tuple(
+            sum(n for s, n in one.statuses.items() if s // 100 == hundreds) / one.seconds
+            for one in windows
+        )
+
+    latency = (
+        Line("p50", tuple(one.p50_ms for one in windows)),
+        Line("p95", tuple(one.p95_ms for one in windows)),
+        Line("p99", tuple(one.p99_ms for one in windows)),
+    )
+    refused = (Line("refused (4xx)", answers(4)), Line("failed (5xx)", answers(5)))
+    rate = (Line("answers", tuple(one.requests_per_s for one in windows)),)
+    workers = (
+        Line("ready", tuple(float(one.workers_ready) for one in windows)),
+        Line("restarted", tuple(float(one.restarts) for one in windows)),
+    )
+    found = (
+        Chart("rate", "Answers per second", "/s", times, rate),
+        Chart("latency", "Latency", "ms", times, latency),
+        Chart("refusals", "Refused and failed", "/s", times, refused),
+        Chart("workers", "Workers", "", times, workers, is_stepped=True),
+    )
+    return found if has_workers else found[:3]
+
+
+def _buckets(rows: Mapping[str, int]) -> tuple[Bucket, ...]:
+    """Return the bars from the first that is not empty to the last."""
+    most = max(rows.values(), default=0)
+    if not most:
+        return ()
+    found, low = [], 0
+    for bound, count in rows.items():
+        high = 0 if bound == "+Inf" else int(float(bound))
+        label = f"> {low}" if not high else str(high) if high <= low + 1 else f"{low + 1} to {high}"
+        found.append(Bucket(label, count, count / most))
+        low = high
+    while not found[-1].count:
+        found.pop()
+    return tuple(found)
