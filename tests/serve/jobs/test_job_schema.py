@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import openapi_spec_validator
 import pytest
 
 from ingot.serve.access.keys import KeyStore
@@ -47,14 +48,10 @@ def fuzz(url, *words):
 
 @pytest.mark.parametrize("describe", [describe_jobs, lambda one: openapi([one], version="1")])
 def test_the_document_is_openapi_3_1(endpoint, describe):
-    validator = pytest.importorskip("openapi_spec_validator")
-
-    validator.validate(describe(endpoint))
+    openapi_spec_validator.validate(describe(endpoint))
 
 
 def test_a_fuzzer_that_reads_the_document_finds_nothing(server):
-    pytest.importorskip("schemathesis")
-
     # a deadline of a millisecond is rightly a 504, which a fuzzer takes for a failure
     done = fuzz(server.url, "--header", "ingot-timeout-ms: 60000")
 
@@ -62,7 +59,6 @@ def test_a_fuzzer_that_reads_the_document_finds_nothing(server):
 
 
 def test_a_fuzzer_finds_nothing_behind_keys(endpoint, settings, tmp_path):
-    pytest.importorskip("schemathesis")
     key, _ = KeyStore(tmp_path / "keys.sqlite").create("fuzzer", ["*"])
     locked = replace(endpoint, access=Access(tmp_path / "keys.sqlite"))
 
