@@ -255,6 +255,7 @@ def test_requests_do_not_scale_to_zero(settings):
         ({"drain_s": -1}, "drain_s must be"),
         ({"arguments": ("--port", "1")}, "--port must be left"),
         ({"arguments": ("--log=x",)}, "--log=x must be left"),
+        ({"arguments": ("--keys",)}, "identity provider"),
     ],
 )
 def test_what_kubernetes_would_refuse_is_refused_before(settings, wrong, words):
@@ -290,6 +291,18 @@ def test_the_image_runs_what_the_manifest_starts(settings):
     assert json.loads(recipe.rpartition("CMD ")[2]) == list(found.command)
     assert "USER 10001:10001" in recipe
     assert "COPY bundle /opt/ingot" in recipe
+
+
+@pytest.mark.parametrize(
+    ("more", "extras"),
+    [
+        ({}, "serve,grpc"),
+        ({"jobs": JOBS}, "serve,grpc,postgres"),
+        ({"arguments": ("--oidc-issuer", "https://id.example.org")}, "serve,grpc,oidc"),
+    ],
+)
+def test_the_image_installs_the_extras_that_are_used(settings, more, extras):
+    assert f'ARG INGOT="ingot[{extras}]==' in dockerfile(settings(**more))
 
 
 def test_an_image_without_the_bundle_is_told_where_it_will_be(settings):

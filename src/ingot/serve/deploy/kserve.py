@@ -87,6 +87,12 @@ class KServe:
             check_label("service account", self.service_account)
         if self.drain_s < 0:
             raise ServeError(f"drain_s must be 0 or more; got {self.drain_s}. Raise it.")
+        if "--keys" in self.arguments:
+            raise ServeError(
+                "Callers of a container must show tokens of an identity provider; got --keys, "
+                "whose store would have to be written in a bundle. Use --oidc-issuer, "
+                "--oidc-audience and --oidc-jwks."
+            )
         for word in self.arguments:
             if word.split("=")[0] in _OURS:
                 raise ServeError(

@@ -110,8 +110,10 @@ def inherit(root: int, unheard: int) -> None:
         unheard: Read end of the pipe.
     """
     seen: dict[int, int] = {}
+    found = _look(root)
     while not select.select([unheard], [], [], _LOOK_S)[0]:
-        seen |= _below({root})
+        if found is not None and _is_same(root, found[2]):  # else its id may be another's by now
+            seen |= _below({root})
     seen.pop(os.getpid(), None)
     while left := {process for process, begin in seen.items() if _is_same(process, begin)}:
         seen |= _below(left)

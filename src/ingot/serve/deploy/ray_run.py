@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from ingot.core.errors import ServeError
-from ingot.core.extras import need
+from ingot.core.extras import is_installed, need
 from ingot.serve.address import bind
 from ingot.serve.deploy import haproxy
 from ingot.serve.deploy.processes import (
@@ -56,6 +56,9 @@ _REPLAYED_BYTES = 64 * 1024
 def run_on_ray(settings: RayServe, *, on_ready: Callable[[str], None] | None = None) -> None:
     """Serve on Ray until SIGTERM or SIGINT, then drain. Call it from the main thread.
 
+    It has the process to itself: at the end every process below this one is ended, whoever
+    started it.
+
     Args:
         settings: How it runs.
         on_ready: Told the URL once requests are answered.
@@ -64,7 +67,8 @@ def run_on_ray(settings: RayServe, *, on_ready: Callable[[str], None] | None = N
         MissingExtraError: The extra `ray` is not installed.
         ServeError: The address is taken, the model does not answer, or Ray ended by itself.
     """
-    need("ray.serve", extra="ray", what="Serving on Ray")
+    if not is_installed("ray"):  # the keeper itself has no use for it
+        need("ray", extra="ray", what="Serving on Ray")
     settings = _with_port(settings)
     folder = Path(tempfile.mkdtemp(prefix="ingot-"))
     adopt_orphans()

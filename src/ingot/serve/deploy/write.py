@@ -81,6 +81,8 @@ def dockerfile(settings: KServe) -> str:
     extras += [engine] if engine else []
     if settings.jobs is not None:
         extras += ["postgres"]
+    if any(word.startswith("--oidc") for word in settings.arguments):
+        extras += ["oidc"]
     lines = [
         "FROM python:3.12-slim",
         f'ARG INGOT="ingot[{",".join(extras)}]=={metadata.version("ingot")}"',
