@@ -16,7 +16,7 @@ from ingot.core.units import show_ms
 
 if TYPE_CHECKING:
     from ingot.models.model import Model
-    from ingot.runtime.engine import EngineConfig
+    from ingot.runtime.engine import EngineConfig, Precision
     from ingot.runtime.generation.decoding import Decoding
     from ingot.runtime.generation.request import Piece
     from ingot.runtime.generation.sampling import Sampling
@@ -35,6 +35,8 @@ _SAMPLING = (
 )
 _ENGINE = (
     click.option("--engine", help="Native where it can run the model, else onnxruntime."),
+    click.option("--precision", type=click.Choice(["fp32", "bf16"]),
+                 help="Of weights in float: with bf16 the native engine runs them."),
     click.option("--threads", default=0, show_default=True, help="0: every physical core."),
     click.option("--cache-tokens", default=4096, show_default=True, help="Room of the cache."),
     click.option("--cache-bits", type=click.Choice(["32", "8"]), default="32", show_default=True,
@@ -72,6 +74,7 @@ def command(
     tokens: str | None,
     tokenizer: Path | None,
     engine: str | None,
+    precision: "Precision | None",
     threads: int,
     cache_tokens: int,
     cache_bits: str,
@@ -84,6 +87,7 @@ def command(
     Examples:
       ingot generate small --prompt "Once upon a time"
       ingot generate small --prompt-file note.txt --temperature 0.8 --top-p 0.95 --seed 1
+      ingot generate large --prompt "Once upon a time" --precision bf16
       echo "Once upon a time" | ingot generate writer@prod --max-tokens 50 --json
     """
     from ingot.runtime.generation.drivers import open_decoding
@@ -93,7 +97,7 @@ def command(
     settings = Sampling(**sampling)
     given = _prompt(prompt, prompt_file, tokens)
     model = ModelSource(target, tokenizer=tokenizer).load()
-    config = _config(target, engine, threads)
+    config = _config(target, engine, precision, threads)
     decoding = open_decoding(
         model, config, threads=threads, cache_tokens=cache_tokens, cache_bits=int(cache_bits)
     )
@@ -184,12 +188,14 @@ def _prompt(text: str | None, file: Path | None, tokens: str | None) -> str | li
     return text if text is not None else sys.stdin.read()
 
 
-def _config(target: str, engine: str | None, threads: int) -> "EngineConfig | None":
+def _config(
+    target: str, engine: str | None, precision: "Precision | None", threads: int
+) -> "EngineConfig | None":
     """Return the engine that was asked for, or that a released version was proved with."""
     from ingot.runtime.engine import EngineConfig
 
-    if engine is not None:
-        return EngineConfig(engine, threads=threads)
+    if engine is not None or precision is not None:
+        return EngineConfig(engine or "native", precision or "fp32", threads)
     if RELEASED.match(target) and not Path(target).exists():
         from ingot.registry.registry import Registry
 

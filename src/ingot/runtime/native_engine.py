@@ -18,9 +18,8 @@ from ingot.runtime.cpu import check_config, thread_count
 from ingot.runtime.engine import Availability, EngineConfig, ExecutedNode, Precision, Session
 
 if TYPE_CHECKING:
-    from ingot_native import Encoder, Packed
-
     from ingot.models.transformer.recognize import Recognized
+    from ingot_native import Encoder, Packed
 
 PACKED_FILE, INPUTS_FILE = "packed.safetensors", "inputs.json"
 

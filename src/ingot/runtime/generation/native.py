@@ -93,7 +93,9 @@ def open_native(
     if not status.ok:
         raise EngineError(f"ingot-native must be installed; it is not: {status.reason}")
     native: Any = need("ingot_native", extra="native", what="The native engine")
-    packed = kept_file(model, config, status, PACKED_FILE) or packed_decoder(model, config.precision)
+    packed = kept_file(model, config, status, PACKED_FILE) or packed_decoder(
+        model, config.precision
+    )
     try:
         decoder = native.Decoder(
             packed,
