@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 BENCH ?= first_light
 NATIVE := native/pyproject.toml native/CMakeLists.txt $(wildcard native/src/* native/ingot_native/*.py)
 
-.PHONY: setup demo test native-test check docs bench clean
+.PHONY: setup demo test native-test native-sanitize native-clang native-arm check docs bench clean
 .DEFAULT_GOAL := test
 
 setup: $(VENV)/.ready
@@ -33,6 +33,21 @@ native-test:
 	cmake -S native -B native/build -DINGOT_TESTS=ON > /dev/null && cmake --build native/build --parallel \
 	&& ctest --test-dir native/build --output-on-failure; \
 	else echo "Not Linux, no cmake or no C++ compiler: the tests of the kernels are left out."; fi
+
+# native_build(folder, options): apart from the usual build, with warnings as errors; then the tests.
+native_build = cmake -S native -B native/build/$(1) -DINGOT_TESTS=ON -DINGOT_STRICT=ON $(2) > /dev/null \
+	&& cmake --build native/build/$(1) --parallel && ctest --test-dir native/build/$(1) --output-on-failure
+
+native-sanitize:
+	$(call native_build,asan,-DINGOT_ASAN=ON)
+	$(call native_build,tsan,-DINGOT_TSAN=ON)
+
+native-clang:
+	$(call native_build,clang,-DCMAKE_CXX_COMPILER=clang++)
+
+# What any machine can run, on one that is not x86: cross-compiled, run by an emulator.
+native-arm:
+	$(call native_build,arm,-DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/native/arm.cmake)
 
 check: setup
 	$(BIN)/ruff format --check .

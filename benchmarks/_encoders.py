@@ -59,7 +59,9 @@ class Encoder:
         }
         paths["openvino-nncf-fixed"] = paths["openvino-nncf"]
         config = EngineConfig("native", threads=threads)
-        return [ours("ingot", self.small, config), *(peer(n, p) for n, p in paths.items())]
+        in_bf16 = EngineConfig("native", "bf16", threads)
+        mine = [ours("ingot", self.small, config), ours("ingot-bf16", self.model, in_bf16)]
+        return [*mine, *(peer(n, p) for n, p in paths.items())]
 
 
 @dataclass(frozen=True)

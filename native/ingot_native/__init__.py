@@ -1,4 +1,4 @@
-"""A CPU engine for transformers in eight and four bits.
+"""A CPU engine for transformers in eight bits, four bits and bf16.
 
 `pack` turns weights into the form the kernels read, `write_packed` and `read_packed` keep it in a
 file, `Encoder` and `Decoder` run it. Importing loads numpy and nothing compiled; the library is

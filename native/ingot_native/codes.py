@@ -1,4 +1,4 @@
-"""Weights as integers with scales, and the tiles in which kernels read them."""
+"""Weights as integers with scales."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ingot_native.layout import GROUPS, round_up
+from ingot_native.layout import GROUPS
 
 Array = NDArray[Any]  # float of any width, or integers
 
-_MIDDLE = 8  # codes of four bits are stored shifted by it
 _LOW, _HIGH = -8, 7
 
 
@@ -33,12 +32,17 @@ class Codes:
         """Whether four bits can hold every code."""
         return bool(self.codes.min(initial=0) >= _LOW and self.codes.max(initial=0) <= _HIGH)
 
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """What the codes stand for: `(rows, inputs)`."""
+        width = self.codes.shape[1] // self.scales.shape[1]
+        return np.asarray(self.codes.astype(np.float32) * np.repeat(self.scales, width, axis=1))
+
     def in_eight_bits(self) -> "Codes":
         """Return one scale per row: codes that have one already are kept, others rounded again."""
         if self.scales.shape[1] == 1:
             return Codes(self.codes, self.scales)
-        widened = self.codes.astype(np.float32)
-        return quantize_rows(widened * _spread(self.scales, self.codes.shape[1]))
+        return quantize_rows(self.values)
 
     def in_four_bits(self) -> "Codes | None":
         """Return the same codes in groups of 128 or 32, or None if four bits cannot hold them."""
@@ -48,17 +52,6 @@ class Codes:
         if not group or not self.is_small or self.scales.min(initial=0) < 0:
             return None
         return Codes(self.codes, np.repeat(self.scales, width // group, axis=1), group)
-
-
-def joined(parts: list[Codes]) -> Codes:
-    """Stack the rows of weights; in eight bits unless all are in four with groups alike."""
-    if len({part.group for part in parts}) > 1:
-        parts = [part.in_eight_bits() for part in parts]
-    return Codes(
-        np.concatenate([part.codes for part in parts]),
-        np.concatenate([part.scales for part in parts]),
-        parts[0].group,
-    )
 
 
 def quantize_rows(weight: NDArray[np.float32]) -> Codes:
@@ -107,60 +100,3 @@ def shares(scales: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArray[np
     largest = scales.max(axis=1)
     largest[largest == 0] = 1
     return (scales / largest[:, None]).astype(np.float16), largest
-
-
-def matrix_tensors(name: str, codes: Codes, bias: Array) -> dict[str, Array]:
-    """Packed tensors of a matrix; see `layout`."""
-    padded_bias = _pad(bias)
-    if not codes.group:
-        return {
-            f"{name}.codes": _tiles8(codes.codes),
-            f"{name}.scales": _pad(codes.scales[:, 0]),
-            f"{name}.sums": _pad(codes.codes.sum(axis=1, dtype=np.int32)),
-            f"{name}.bias": padded_bias,
-        }
-    ratios, scales = shares(codes.scales)
-    in_tiles = _pad(ratios).reshape(-1, 16, ratios.shape[1]).swapaxes(1, 2)
-    return {
-        f"{name}.codes4": _tiles4(codes.codes),
-        f"{name}.ratios": np.ascontiguousarray(in_tiles),
-        f"{name}.scales": _pad(scales),
-        f"{name}.bias": padded_bias,
-    }
-
-
-def table_tensors(name: str, codes: Codes) -> dict[str, Array]:
-    """Packed tensors of a table with one scale per row; in four bits if its group says so."""
-    scales = np.ascontiguousarray(codes.scales[:, 0])
-    if not codes.group:
-        return {f"{name}.codes": codes.codes, f"{name}.scales": scales}
-    left, right = np.split((codes.codes + _MIDDLE).astype(np.uint8), 2, axis=1)
-    return {f"{name}.codes4": left | right << 4, f"{name}.scales": scales}
-
-
-def _tiles8(codes: NDArray[np.int8]) -> NDArray[np.int8]:
-    """`(n, k)` to `(n_pad / 16, k_pad / 4, 16, 4)`, zeros where nothing was."""
-    n, k = codes.shape
-    padded = np.zeros((round_up(n, 16), round_up(k, 64)), np.int8)
-    padded[:n, :k] = codes
-    split = padded.reshape(padded.shape[0] // 16, 16, padded.shape[1] // 4, 4)
-    return np.ascontiguousarray(split.transpose(0, 2, 1, 3))
-
-
-def _tiles4(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """`(n, k)` to `(n_pad / 16, k / 8, 16, 4)`, stored zeros where nothing was."""
-    n, k = codes.shape
-    stored = np.full((round_up(n, 16), k), _MIDDLE, np.uint8)
-    stored[:n] = codes + _MIDDLE
-    split = stored.reshape(-1, 16, k // 8, 2, 4).transpose(3, 0, 2, 1, 4)
-    return np.ascontiguousarray(split[0] | split[1] << 4)
-
-
-def _pad(values: Array) -> Array:
-    """Rows up to the next multiple of 16, zero."""
-    rest = [(0, 0)] * (values.ndim - 1)
-    return np.pad(values, [(0, -len(values) % 16), *rest])
-
-
-def _spread(scales: Array, inputs: int) -> Array:
-    return np.repeat(scales, inputs // scales.shape[1], axis=1)

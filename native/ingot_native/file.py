@@ -23,13 +23,13 @@ from ingot_native.layout import (
     DTYPES,
     Packed,
     Slot,
-    check_four_bits,
     check_slots,
     check_spec,
     slots_of,
 )
 from ingot_native.pack import ALIGNMENT, check_packed
 from ingot_native.spec import TransformerSpec
+from ingot_native.tiles import check_four_bits
 
 FORMAT = "ingot-native"
 FORMAT_VERSION = "1"

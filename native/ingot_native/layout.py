@@ -2,7 +2,7 @@
 
 A matrix `[n, k]`, of a block (`qkv` is its three parts one after another) or of the head, lies in
 tiles of sixteen outputs; `n_pad` is n rounded up to 16, and what is added is zero. It has one of
-two forms:
+three forms:
 
 | eight bits | type | sizes |
 |---|---|---|
@@ -15,17 +15,22 @@ two forms:
 | `NAME.ratios` | F16 | `[n_pad / 16, k / group, 16]`, 0 to 1 |
 | `NAME.scales`, `NAME.bias` | F32 | `[n_pad]` |
 
+| bf16 | type | sizes |
+|---|---|---|
+| `NAME.bf16` | BF16 | `[n_pad / 16, k_pad / 2, 16, 2]`, k_pad: k rounded up to 32 |
+| `NAME.bias` | F32 | `[n_pad]` |
+
 Of byte (b, o, j) the low half is input 8 b + j, the high half input 8 b + 4 + j. A group has 32 or
 128 inputs, which divide k; its scale is its ratio times its output's scale. The last dense layers
 of a classifier are float: `head.{j}.weight` `[n, k]` and `head.{j}.bias` `[n]`. The scores of a
-vocabulary are the last `head.{j}`, in eight or four bits.
+vocabulary are the last `head.{j}`, in one of the three forms.
 
-The token table is one of `embed.tokens.weight` F32 `[vocab, hidden]`; `embed.tokens.codes` I8
-`[vocab, hidden]`; `embed.tokens.codes4` U8 `[vocab, hidden / 2]`, byte b of a row holding column b
-in its low half and column b + hidden / 2 in its high half, stored + 8. The integers have
-`embed.tokens.scales` F32 `[vocab]`. Where the vocabulary's scores are made of the table itself
-("tied"), there is none of them: a token's row is read from the head. All else is F32 as in
-`spec.py`.
+The token table is one of `embed.tokens.weight` F32 `[vocab, hidden]`; `embed.tokens.bf16` BF16
+`[vocab, hidden]`; `embed.tokens.codes` I8 `[vocab, hidden]`; `embed.tokens.codes4` U8 `[vocab,
+hidden / 2]`, byte b of a row holding column b in its low half and column b + hidden / 2 in its high
+half, stored + 8. The integers have `embed.tokens.scales` F32 `[vocab]`. Where the vocabulary's
+scores are made of the table itself ("tied"), there is none of them: a token's row is read from the
+head. All else is F32 as in `spec.py`.
 """
 
 import math
@@ -50,11 +55,10 @@ DTYPES: dict[str, np.dtype[np.generic]] = {
     "I32": np.dtype("<i4"),
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
+    "BF16": np.dtype("<u2"),  # numpy has none: its bits
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 GROUPS = (128, 32)  # inputs that may share a scale in four bits
-
-_ONE = 0x3C00  # 1 in float16: as whole numbers, 0 to 1 are those up to it, and nothing else is
 
 _WIDEST = 65536  # integer sums of a row stay below 2^31 up to here
 _LONGEST = 1 << 20
@@ -262,6 +266,9 @@ def _matrix_slots(
     name: str, outputs: int, inputs: int, present: Mapping[str, Slot]
 ) -> dict[str, Slot]:
     n, k = round_up(outputs, 16), round_up(inputs, 64)
+    if f"{name}.bf16" in present:
+        tiles = Slot("BF16", (n // 16, round_up(inputs, 32) // 2, 16, 2))
+        return {f"{name}.bf16": tiles, f"{name}.bias": Slot("F32", (n,))}
     each = {f"{name}.scales": Slot("F32", (n,)), f"{name}.bias": Slot("F32", (n,))}
     if f"{name}.codes4" not in present:
         codes = Slot("I8", (n // 16, k // 4, 16, 4))
@@ -299,8 +306,9 @@ def _token_slots(
 ) -> dict[str, Slot]:
     if is_tied(spec, head_widths, present):
         return {}
-    if "embed.tokens.weight" in present:
-        return {"embed.tokens.weight": Slot("F32", (spec.vocab, spec.hidden))}
+    for form, dtype in (("weight", "F32"), ("bf16", "BF16")):
+        if f"embed.tokens.{form}" in present:
+            return {f"embed.tokens.{form}": Slot(dtype, (spec.vocab, spec.hidden))}
     slots = {"embed.tokens.scales": Slot("F32", (spec.vocab,))}
     if "embed.tokens.codes4" in present and spec.hidden % 2 == 0:
         return slots | {"embed.tokens.codes4": Slot("U8", (spec.vocab, spec.hidden // 2))}
@@ -364,23 +372,3 @@ def check_slots(slots: dict[str, Slot], given: dict[str, Slot]) -> None:
                 f"Tensor {name!r} must be {want.dtype} {list(want.shape)}; "
                 f"got {slot.dtype} {list(slot.shape)}."
             )
-
-
-def check_four_bits(tensors: Mapping[str, NDArray[np.generic]]) -> None:
-    """Refuse scales of matrices in four bits that no weights have.
-
-    Raises:
-        PackError: A ratio is outside 0 to 1, or a scale is not finite; names the tensor.
-    """
-    for name, tensor in tensors.items():
-        if name.endswith(".ratios"):
-            is_wrong = tensor.view(np.uint16) > _ONE
-            rule = "be between 0 and 1"
-        elif name.endswith(".scales") and f"{name.removesuffix('.scales')}.codes4" in tensors:
-            is_wrong = ~np.isfinite(tensor.astype(np.float32, copy=False))
-            rule = "be finite"
-        else:
-            continue
-        if is_wrong.any():
-            where = np.argwhere(is_wrong)[0].tolist()
-            raise PackError(f"Tensor {name!r} must {rule}; got {tensor[tuple(where)]} at {where}.")

@@ -1,27 +1,20 @@
 """From float (or integer) tensors to the form that the kernels read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ingot_native.codes import (
-    Codes,
-    joined,
-    matrix_tensors,
-    quantize_groups,
-    quantize_rows,
-    table_tensors,
-)
+from ingot_native.bf16 import Bf16, round_to_bf16
+from ingot_native.codes import Codes, quantize_groups, quantize_rows
 from ingot_native.errors import PackError
 from ingot_native.layout import (
     DTYPE_NAMES,
     GROUPS,
     Packed,
     Slot,
-    check_four_bits,
     check_slots,
     check_spec,
     head_layers_of,
@@ -31,8 +24,10 @@ from ingot_native.layout import (
     tables_of,
 )
 from ingot_native.spec import TransformerSpec
+from ingot_native.tiles import Weight, check_four_bits, joined, matrix_tensors, table_tensors
 
 Array = NDArray[Any]  # float of any width, or int8
+Bits = Literal[4, 8, 16] | None
 
 ALIGNMENT = 64
 # A layer with few outputs is a classifier: its answer is read as it is, and float costs little.
@@ -55,7 +50,7 @@ def aligned(values: Array) -> Array:
 class _Bits:
     """What matrices become: `bits` and `group` of `pack`."""
 
-    bits: Literal[4, 8] | None
+    bits: Bits
     group: int
 
     def of_floats(self, weight: NDArray[np.float32]) -> Codes:
@@ -98,12 +93,26 @@ class _Source:
     def optional(self, name: str, count: int) -> NDArray[np.float32]:
         return self.floats(name, (count,)) if name in self.tensors else np.zeros(count, np.float32)
 
-    def matrix(self, name: str, outputs: int, inputs: int) -> Codes:
-        """A weight in the bits that matrices get."""
-        given = self.integers(name, outputs, inputs)
-        if given is None:
-            return self.bits.of_floats(self.floats(name, (outputs, inputs)))
-        return self.bits.of_integers(given)
+    def matrices(self, sizes: Sequence[tuple[str, int]], inputs: int) -> list[Weight]:
+        """Weights that are one matrix, in the bits that matrices get: names and outputs."""
+        given = [self.integers(name, outputs, inputs) for name, outputs in sizes]
+        if self.bits.bits == 16 and None in given:
+            return [self.in_bf16(name, (outputs, inputs)) for name, outputs in sizes]
+        return [
+            self.bits.of_floats(self.floats(name, (outputs, inputs)))
+            if codes is None
+            else self.bits.of_integers(codes)
+            for (name, outputs), codes in zip(sizes, given, strict=True)
+        ]
+
+    def in_bf16(self, name: str, shape: tuple[int, int]) -> Bf16:
+        codes = self.integers(name, *shape)
+        rounded = round_to_bf16(self.floats(name, shape) if codes is None else codes.values)
+        if not rounded.is_finite:
+            raise PackError(
+                f"Tensor {name!r} must be below 3.3e38, the largest bf16; it is not. Scale it."
+            )
+        return rounded
 
     def integers(self, name: str, outputs: int, inputs: int) -> Codes | None:
         """A weight that is given as integers with their scales; None for one in float."""
@@ -152,6 +161,8 @@ def _tokens(spec: TransformerSpec, source: _Source, *, in_float: bool) -> dict[s
     if in_float:
         return {"embed.tokens.weight": source.floats("embed.tokens", shape)}
     given = source.integers("embed.tokens", *shape)
+    if given is None and source.bits.bits == 16:
+        return table_tensors("embed.tokens", source.in_bf16("embed.tokens", shape))
     if given is None:
         return table_tensors("embed.tokens", quantize_rows(source.floats("embed.tokens", shape)))
     if given.scales.shape[1] == 1 and given.is_small and spec.hidden % 2 == 0:
@@ -162,7 +173,7 @@ def _tokens(spec: TransformerSpec, source: _Source, *, in_float: bool) -> dict[s
 def _body(spec: TransformerSpec, source: _Source) -> dict[str, Array]:
     packed: dict[str, Array] = {}
     for name, parts, inputs in matrices_of(spec):
-        pieces = [source.matrix(f"{part}.weight", outputs, inputs) for part, outputs in parts]
+        pieces = source.matrices([(f"{part}.weight", n) for part, n in parts], inputs)
         bias = np.concatenate([source.optional(f"{part}.bias", n) for part, n in parts])
         packed |= matrix_tensors(name, joined(pieces), bias)
     return packed
@@ -181,7 +192,8 @@ def _head(
             weight = source.floats(given, (outputs, inputs))
             packed |= {f"{name}.weight": weight, f"{name}.bias": bias}
         else:
-            packed |= matrix_tensors(name, source.matrix(given, outputs, inputs), bias)
+            (weight,) = source.matrices([(given, outputs)], inputs)
+            packed |= matrix_tensors(name, weight, bias)
     return packed
 
 
@@ -190,22 +202,22 @@ def pack(
     tensors: Mapping[str, Array],
     *,
     float_tokens: bool = False,
-    bits: Literal[4, 8] | None = None,
+    bits: Bits = None,
     group: int = 32,
 ) -> Packed:
-    """Pack a transformer: weights in eight bits per output or four per group, tables by the row.
+    """Pack a transformer: weights in eight bits per output, four per group, or bf16.
 
     Integer weights keep their codes: in four bits where these are -8 to 7 and a scale is shared by
     a multiple of 32 neighbouring inputs, else in eight bits with one scale per output. Those that
     fit neither are quantized again. Queries, keys and values are one matrix: in four bits if all
-    three are.
+    three are, in bf16 if any is. A token table in float gets eight bits per row, or bf16.
 
     Args:
         spec: What it is made of.
         tensors: Tensors by the names in `spec.py`.
         float_tokens: Keep the token table in float32.
-        bits: What matrices in float become: 8 bits (None, too), or 4 where a multiple of 32 inputs
-            allows it. With 8, integers of four bits are brought to eight.
+        bits: What matrices in float become: 8 bits (None, too), 4 where a multiple of 32 inputs
+            allows it, or 16 for bf16. With 8, integers of four bits are brought to eight.
         group: Inputs that share a scale when float becomes four bits: 32 or 128; where 128 do not
             divide the inputs, 32.
 
@@ -217,8 +229,8 @@ def pack(
         PackError: A tensor is missing, unknown, of another shape, or holds NaN or infinity; or the
             spec, `bits` or `group` is none. The message names the tensor or the field.
     """
-    if bits not in (None, 4, 8) or group not in GROUPS:
-        raise PackError(f"bits must be 4 or 8, group 32 or 128; got {bits!r} and {group!r}.")
+    if bits not in (None, 4, 8, 16) or group not in GROUPS:
+        raise PackError(f"bits must be 4, 8 or 16, group 32 or 128; got {bits!r} and {group!r}.")
     check_spec(spec)
     names = _head_names(spec, tensors)
     widths = _head_widths(names, tensors)

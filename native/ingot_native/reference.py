@@ -2,9 +2,9 @@
 
 Weights and token table are rounded to eight bits per row, the input of every eight-bit matrix to
 eight bits per token; of a matrix in four bits both are rounded in groups of inputs, the input to
-eight bits. A cache of keys and values in eight bits rounds each token's, head by head. Everything
-else is computed in double precision, one sequence at a time. Sets that multiply in bf16 inside
-attention are asked for with `bf16`.
+eight bits; of a matrix in bf16 both are rounded to it. A cache of keys and values in eight bits
+rounds each token's, head by head. Everything else is computed in double precision, one sequence at
+a time. Sets that multiply in bf16 inside attention are asked for with `bf16`.
 """
 
 import math
@@ -19,6 +19,7 @@ from ingot_native.spec import TransformerSpec
 
 Array = NDArray[Any]  # float64 inside, whatever the caller has outside
 Tensors = Mapping[str, Array]
+Bits = Literal[4, 8, 16] | None
 
 _FLOAT_HEAD_OUTPUTS = 64  # a classifier with at most as many outputs stays in float
 _GROUPS = (128, 32)
@@ -31,10 +32,12 @@ class Matrix:
     Attributes:
         values: `(out, in)`, float64.
         group: Inputs that share a scale, of the weight and of what it multiplies; 0: all.
+        is_bf16: Whether it and what it multiplies are rounded to bf16 instead.
     """
 
     values: Array
     group: int = 0
+    is_bf16: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +67,7 @@ def forward(
     *,
     bf16: bool = False,
     cache_bits: Literal[32, 8] = 32,
-    bits: Literal[4, 8] | None = None,
+    bits: Bits = None,
     group: int = 32,
 ) -> NDArray[np.float64]:
     """Compute what `Encoder.encode` or, for a language model, a decoder computes.
@@ -93,7 +96,7 @@ def forward(
 
 
 def rounded_matrices(
-    spec: TransformerSpec, tensors: Tensors, bits: Literal[4, 8] | None = None, group: int = 32
+    spec: TransformerSpec, tensors: Tensors, bits: Bits = None, group: int = 32
 ) -> dict[str, Matrix]:
     """Round every weight as `pack` does."""
     found: dict[str, Matrix] = {}
@@ -101,13 +104,16 @@ def rounded_matrices(
         names = [f"layers.{i}.{part}.weight" for part in ("q", "k", "v")]
         groups = {_group_of(tensors, name, bits, group) for name in names}
         joint = groups.pop() if len(groups) == 1 else 0
-        found |= {name: _matrix(tensors, name, joint) for name in names}
+        if bits == 16 and any(tensors[name].dtype != np.int8 for name in names):
+            found |= {name: _in_bf16(tensors, name) for name in names}
+        else:
+            found |= {name: _matrix(tensors, name, joint) for name in names}
         for part in ("o", "gate", "up", "down") if spec.gated else ("o", "up", "down"):
             name = f"layers.{i}.{part}.weight"
-            found[name] = _matrix(tensors, name, _group_of(tensors, name, bits, group))
-    found["embed.tokens"] = _matrix(tensors, "embed.tokens", 0)
+            found[name] = _any(tensors, name, bits, group)
+    found["embed.tokens"] = _any(tensors, "embed.tokens", bits, 0)
     for name in _packed_head(spec, tensors):
-        found[name] = _matrix(tensors, name, _group_of(tensors, name, bits, group))
+        found[name] = _any(tensors, name, bits, group)
     return found
 
 
@@ -125,7 +131,22 @@ def _packed_head(spec: TransformerSpec, tensors: Tensors) -> Iterable[str]:
         yield vocabulary_weight(tensors)
 
 
-def _group_of(tensors: Tensors, name: str, bits: Literal[4, 8] | None, group: int) -> int:
+def _any(tensors: Tensors, name: str, bits: Bits, group: int) -> Matrix:
+    """A weight in the form that it gets; without a group, never in four bits."""
+    if bits == 16 and tensors[name].dtype != np.int8:
+        return _in_bf16(tensors, name)
+    return _matrix(tensors, name, _group_of(tensors, name, bits, group) if group else 0)
+
+
+def _in_bf16(tensors: Tensors, name: str) -> Matrix:
+    values = tensors[name].astype(np.float32)
+    if tensors[name].dtype == np.int8:
+        scale = tensors[f"{name}_scale"].astype(np.float32)
+        values = values * np.repeat(scale, values.shape[1] // scale.shape[1], axis=1)
+    return Matrix(to_bf16(values), is_bf16=True)
+
+
+def _group_of(tensors: Tensors, name: str, bits: Bits, group: int) -> int:
     """Inputs that share a scale of four bits; 0 for a weight in eight."""
     weight = tensors[name]
     inputs = weight.shape[1]
@@ -267,18 +288,21 @@ def head(net: Net, x: Array) -> Array:
 
 
 def linear(net: Net, name: str, x: Array) -> Array:
-    """X w^T + bias, with x in eight bits where w is an integer matrix."""
+    """X w^T + bias, with x in eight bits where w is an integer matrix, and in bf16 where w is."""
     weight = name if name in net.tensors else f"{name}.weight"
     bias = net.tensors.get(f"{name}.bias", 0.0)
     matrix = net.matrices.get(weight)
     if matrix is None:
         return np.asarray(x @ net.tensors[weight].T.astype(np.float64) + bias)
+    if matrix.is_bf16:
+        return np.asarray(to_bf16(x) @ matrix.values.T + bias)
     parts = x.reshape(len(x), -1, matrix.group or x.shape[1])
     return np.asarray(rounded(parts).reshape(x.shape) @ matrix.values.T + bias)
 
 
 def to_bf16(x: Array) -> Array:
-    """The nearest numbers with eight bits of significand, ties to even."""
+    """The nearest numbers with eight bits of significand, ties to even; zero below 2^-126."""
+    x = np.where(np.abs(x) < 2.0**-126, 0, x)
     bits = x.astype(np.float32).view(np.uint32)
     upper = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
     return upper.astype(np.uint32).view(np.float32).astype(np.float64)

@@ -10,7 +10,10 @@ namespace {
 constexpr int32_t kUnitBytes = 96 * 1024;
 constexpr int32_t kGrain = 32;  // columns that the kernels compute at once
 
-int32_t columns_at_once(const Matrix& matrix) { return std::max(1, kUnitBytes / matrix.k / kGrain) * kGrain; }
+int32_t columns_at_once(const Matrix& matrix) {
+    const int32_t row_bytes = matrix.form == Form::bf16 ? 2 * matrix.k : matrix.k;
+    return std::max(1, kUnitBytes / row_bytes / kGrain) * kGrain;
+}
 
 }  // namespace
 

@@ -8,7 +8,7 @@
 //   avx512           kernels_avx512.cpp      -mavx512f -mavx512bw -mavx512vl -mavx512dq  (= A) INGOT_HAVE_AVX512
 //   avx512-vnni      kernels_avx512vnni.cpp  A -mavx512vnni                              (= B) INGOT_HAVE_AVX512_VNNI
 //   avx512-vnni-bf16 kernels_avx512bf16.cpp  B -mavx512bf16                              (= C) INGOT_HAVE_AVX512_BF16
-//   amx              kernels_amx.cpp         C -mamx-tile -mamx-int8                           INGOT_HAVE_AMX
+//   amx              kernels_amx.cpp         C -mamx-tile -mamx-int8 -mamx-bf16                INGOT_HAVE_AMX
 // All of them: -O3 -ffp-contract=off, never -ffast-math: a multiply and an add that the compiler may fuse in one
 // block shape and not in another would make a row's bits depend on the rows beside it.
 //
@@ -63,7 +63,8 @@ Granted ask_cpu() {
         cpu.avx2_vnni = cpu.avx2 && bit(a, 4);
         cpu.bf16 = cpu.vnni && bit(a, 5);
     }
-    cpu.amx = cpu.bf16 && (saved & 0x60000u) == 0x60000u && bit(amx_bits, 24) && bit(amx_bits, 25);
+    cpu.amx = cpu.bf16 && (saved & 0x60000u) == 0x60000u && bit(amx_bits, 22) && bit(amx_bits, 24) &&
+              bit(amx_bits, 25);
     return cpu;
 }
 #else

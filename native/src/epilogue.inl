@@ -21,12 +21,33 @@ INGOT_INLINE void in_blocks(int32_t row, int32_t rows, int32_t at_once, Block&& 
     }
 }
 
+// All columns of a job in panels, `most` of them together at most: panels(how many, row, rows, column).
+template <int most, class Job, class Panels>
+INGOT_INLINE void over_columns(const Job& job, int32_t row_bytes, int32_t at_once, int64_t weight_bytes,
+                               Panels&& panels) {
+    int32_t together = cached_bytes / row_bytes;
+    together = together < 4 * at_once ? 4 * at_once : together;
+    for (int32_t row = 0; row < job.rows; row += together) {
+        const int32_t rows = job.rows - row < together ? job.rows - row : together;
+        int32_t column = job.first;
+        if constexpr (most == 2)
+            if (!in_order(rows, weight_bytes))
+                for (; column + 16 < job.last; column += 32) panels(Index<2>{}, row, rows, column);
+        for (; column < job.last; column += 16) panels(Index<1>{}, row, rows, column);
+    }
+}
+
 // What a row's integer sums are worth, given the scales of the outputs.
 INGOT_INLINE F total_of(const int32_t* sums) { return to_float(load(sums)); }
 INGOT_INLINE F scale_of(const Linear& job, int64_t row, F scales) { return set(job.scales[row]) * scales; }
-// The products of groups hold the scales of the row already.
+// The products of groups hold the scales of the row already, and those of bf16 need none.
 INGOT_INLINE F total_of(const float* products) { return load(products); }
-INGOT_INLINE F scale_of(const Linear4&, int64_t, F scales) { return scales; }
+template <class Job>
+INGOT_INLINE F scale_of(const Job&, int64_t, F scales) { return scales; }
+
+template <class Weights>
+INGOT_INLINE F scales_at(const Weights& weights, int64_t column) { return load(weights.scales + column); }
+INGOT_INLINE F scales_at(const Weights16&, int64_t) { return set(1.0f); }
 
 // One vector of one row, where every lane counts and where only the lanes of a mask do.
 template <Activation activation, class Job, class... OptionalMask>
@@ -38,14 +59,14 @@ INGOT_INLINE void finish_vector(const Job& job, int64_t row, int64_t column, F t
     store(job.out + row * job.ld_out + column, y, mask...);
 }
 
-// `Total`: integer sums of a Linear, products of a Linear4; [rows][16 C].
+// `Total`: integer sums of a Linear, products of a Linear4 or a Linear16; [rows][16 C].
 template <Activation activation, int C, class Job, class Total>
 void finish(const Job& job, int32_t row, int32_t rows, int32_t column, const Total* totals) {
     constexpr int vectors = 16 * C / lanes;
     const Job to = job;  // a copy that no store can change: its pointers stay in registers
     F scales[vectors], bias[vectors];
     each<vectors>(INGOT_EACH(i) {
-        scales[i] = load(to.weights->scales + column + i * lanes);
+        scales[i] = scales_at(*to.weights, column + i * lanes);
         bias[i] = load(to.weights->bias + column + i * lanes);
     });
     const int32_t count = job.last - column;

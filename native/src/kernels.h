@@ -88,6 +88,34 @@ struct Linear4 {
     int64_t ld_out;
 };
 
+// A matrix of weights [n][k] in bf16: the upper half of a float, eight bits of significand; finite, none subnormal.
+//   values  u16 [n_pad / 16][k_pad / 2][16][2]: sixteen outputs, two inputs together. n_pad and k_pad are n and k
+//           rounded up to 16 and 32; what is added is zero. 32 values of k are one AMX tile.
+struct Weights16 {
+    const uint16_t* values;
+    const float* bias;     // [n_pad]; zeros where the layer has none
+    int32_t n, k, n_pad, k_pad;
+};
+
+// As Linear, of rows that `round_rows` made. Products of two bf16 are exact in fp32, and sums are fp32:
+//   * where a set's cells are floats, the even inputs and the odd ones are summed apart, in ascending order, and the
+//     two sums are added: the same bits in all these sets, as long as no product is below 2^-126;
+//   * where they are bf16, in the order of the instruction for pairs, which takes subnormal numbers for zeros.
+// In all of them the product is within (k + 8) 2^-24 times the sum of |x w|, plus k 2^-125, of the exact one.
+struct Linear16 {
+    const void* cells;     // [rows][k_pad]
+    const Weights16* weights;
+    int32_t rows;
+    int32_t first, last;
+    Activation activation;
+    const float* times;
+    int64_t ld_times;
+    const float* plus;
+    int64_t ld_plus;
+    float* out;
+    int64_t ld_out;
+};
+
 // Attention of some rows of one head of one sequence. Scores, softmax and sums are fp32 (products may be bf16
 // where the set has them: then queries, keys, values and probabilities are rounded to it, sums stay fp32).
 // A row that sees no key is zeros. NaN or infinity among the values may reach rows that do not see it.
@@ -171,6 +199,12 @@ struct Kernels {
     void (*paged_attention)(const PagedAttention& job);
     // `keys` of the longest sequence. Grows with each argument, too.
     size_t (*paged_scratch)(const Cache& cache, int32_t rows, int32_t group, int32_t keys);
+    // The nearest bf16, ties to even; subnormal values become zeros, NaN stays NaN, what is too large becomes infinite.
+    // Columns from k to k_pad are zeros. Kept as bf16 where the set multiplies those (`cell_bytes` 2), else as floats
+    // of the same value (4).
+    void (*round_rows)(const float* x, int64_t ld, int32_t rows, int32_t k, int32_t k_pad, void* cells);
+    void (*linear16)(const Linear16& job);
+    int32_t cell_bytes;
 };
 
 // The table of an instruction set, or null if this build or this CPU (CPUID, XCR0, and for AMX the kernel's

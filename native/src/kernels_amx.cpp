@@ -1,4 +1,4 @@
-// AMX: eight-bit linear layers in tiles, the rest as avx512-vnni-bf16. Needs the operating system's permission for
+// AMX: eight-bit and bf16 linear layers in tiles, the rest as avx512-vnni-bf16. Needs the operating system's permission for
 // the tile state of the process; dispatch.cpp asks for it before it hands out this table.
 #include "kernels.h"
 #include "vec_avx512.h"
@@ -14,12 +14,14 @@
 #include "attention_bf16.inl"
 #include "attention.inl"
 #include "paged.inl"
+#include "linear16_amx.inl"
 
 namespace ingot {
 
 extern const Kernels kernels_amx;
 const Kernels kernels_amx = {
     "amx", quantize_rows, linear_in_tiles, layer_norm, rms_norm, rotate, attention, attention_scratch,
-    quantize_groups, linear4, store_page, paged_attention, paged_scratch};
+    quantize_groups, linear4, store_page, paged_attention, paged_scratch,
+    round_rows, linear16_in_tiles, sizeof(Cell)};
 
 }  // namespace ingot

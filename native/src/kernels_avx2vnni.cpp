@@ -12,12 +12,14 @@
 #include "attention_fp32.inl"
 #include "attention.inl"
 #include "paged.inl"
+#include "linear16_fp32.inl"
 
 namespace ingot {
 
 extern const Kernels kernels_avx2_vnni;
 const Kernels kernels_avx2_vnni = {
     "avx2-vnni", quantize_rows, linear, layer_norm, rms_norm, rotate, attention, attention_scratch,
-    quantize_groups, linear4, store_page, paged_attention, paged_scratch};
+    quantize_groups, linear4, store_page, paged_attention, paged_scratch,
+    round_rows, linear16, sizeof(Cell)};
 
 }  // namespace ingot

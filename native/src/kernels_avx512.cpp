@@ -24,12 +24,14 @@ INGOT_INLINE I dot4(I acc, I u8, I s8) {
 #include "attention_fp32.inl"
 #include "attention.inl"
 #include "paged.inl"
+#include "linear16_fp32.inl"
 
 namespace ingot {
 
 extern const Kernels kernels_avx512;
 const Kernels kernels_avx512 = {
     "avx512", quantize_rows, linear, layer_norm, rms_norm, rotate, attention, attention_scratch,
-    quantize_groups, linear4, store_page, paged_attention, paged_scratch};
+    quantize_groups, linear4, store_page, paged_attention, paged_scratch,
+    round_rows, linear16, sizeof(Cell)};
 
 }  // namespace ingot

@@ -1,4 +1,4 @@
-// AVX512 with eight-bit and bf16 products: as avx512-vnni, but attention multiplies in bf16.
+// AVX512 with eight-bit and bf16 products: as avx512-vnni, but attention and layers of bf16 multiply in it.
 #include "kernels.h"
 #include "vec_avx512.h"
 
@@ -13,12 +13,14 @@
 #include "attention_bf16.inl"
 #include "attention.inl"
 #include "paged.inl"
+#include "linear16_bf16.inl"
 
 namespace ingot {
 
 extern const Kernels kernels_avx512_bf16;
 const Kernels kernels_avx512_bf16 = {
     "avx512-vnni-bf16", quantize_rows, linear, layer_norm, rms_norm, rotate, attention, attention_scratch,
-    quantize_groups, linear4, store_page, paged_attention, paged_scratch};
+    quantize_groups, linear4, store_page, paged_attention, paged_scratch,
+    round_rows, linear16, sizeof(Cell)};
 
 }  // namespace ingot

@@ -138,6 +138,45 @@ void linear4(const Linear4& job) {
         for (int32_t c = job.first; c < job.last; ++c) finish(job, r, c, product4(job, r, c) * job.weights->scales[c]);
 }
 
+uint32_t bits_of(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+float float_of(uint32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+float nearest_bf16(float x) {
+    const uint32_t bits = bits_of(x);
+    if (std::isnan(x)) return float_of((bits | 0x400000u) & 0xffff0000u);
+    if ((bits & 0x7f800000u) == 0) return float_of(bits & 0x80000000u);
+    return float_of((bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u);
+}
+
+void round_rows(const float* x, int64_t ld, int32_t rows, int32_t k, int32_t k_pad, void* cells) {
+    auto* to = static_cast<float*>(cells);
+    for (int32_t r = 0; r < rows; ++r, x += ld, to += k_pad)
+        for (int32_t i = 0; i < k_pad; ++i) to[i] = i < k ? nearest_bf16(x[i]) : 0.0f;
+}
+
+void linear16(const Linear16& job) {
+    const Weights16& w = *job.weights;
+    for (int32_t r = 0; r < job.rows; ++r) {
+        const float* x = static_cast<const float*>(job.cells) + static_cast<int64_t>(r) * w.k_pad;
+        for (int32_t c = job.first; c < job.last; ++c) {
+            const uint16_t* values = w.values + static_cast<int64_t>(c / 16 * 16) * w.k_pad + c % 16 * 2;
+            float sums[2] = {0.0f, 0.0f};
+            for (int32_t k = 0; k < w.k_pad; k += 2, values += 32)
+                for (int32_t t = 0; t < 2; ++t) sums[t] += x[k + t] * float_of(static_cast<uint32_t>(values[t]) << 16);
+            finish(job, r, c, sums[0] + sums[1]);
+        }
+    }
+}
+
 void layer_norm(const float* x, int64_t ld_x, int32_t rows, int32_t n, const float* weight, const float* bias,
                 float epsilon, float* y, int64_t ld_y) {
     for (int32_t r = 0; r < rows; ++r, x += ld_x, y += ld_y) {
@@ -289,6 +328,7 @@ size_t attention_scratch(int32_t keys, int32_t, int32_t) { return (static_cast<s
 extern const Kernels kernels_scalar;
 const Kernels kernels_scalar = {
     "scalar", quantize_rows, linear, layer_norm, rms_norm, rotate, attention, attention_scratch,
-    quantize_groups, linear4, store_page, paged_attention, paged_scratch};
+    quantize_groups, linear4, store_page, paged_attention, paged_scratch,
+    round_rows, linear16, sizeof(float)};
 
 }  // namespace ingot

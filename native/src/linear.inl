@@ -36,15 +36,10 @@ INGOT_INLINE void over_panels(const Linear& job, Rows& part, int32_t row, int32_
 void linear(const Linear& job) {
     const Weights8& w = *job.weights;
     Rows part = {nullptr, nullptr, nullptr, w.k_pad, 0, 0};
-    int32_t together = cached_bytes / w.k_pad;
-    together = together < 4 * rows_at_once ? 4 * rows_at_once : together;
-    for (int32_t row = 0; row < job.rows; row += together) {
-        const int32_t rows = job.rows - row < together ? job.rows - row : together;
-        int32_t column = job.first;
-        const int32_t paired = in_order(rows, static_cast<int64_t>(w.n_pad) * w.k_pad) ? 0 : job.last;
-        for (; column + 16 < paired; column += 32) over_panels<2>(job, part, row, rows, column);
-        for (; column < job.last; column += 16) over_panels<1>(job, part, row, rows, column);
-    }
+    over_columns<2>(job, w.k_pad, rows_at_once, static_cast<int64_t>(w.n_pad) * w.k_pad,
+                    [&](auto panels, int32_t row, int32_t rows, int32_t column) __attribute__((always_inline)) {
+                        over_panels<panels>(job, part, row, rows, column);
+                    });
 }
 
 }  // namespace

@@ -114,16 +114,11 @@ INGOT_INLINE void over_panels4(const Linear4& job, int32_t row, int32_t rows, in
 
 void linear4(const Linear4& job) {
     const Weights4& w = *job.weights;
-    int32_t together = cached_bytes / w.k;
-    together = together < 4 * rows4_at_once<1> ? 4 * rows4_at_once<1> : together;
-    for (int32_t row = 0; row < job.rows; row += together) {
-        const int32_t rows = job.rows - row < together ? job.rows - row : together;
-        int32_t column = job.first;
-        if constexpr (lanes == 16)
-            if (!in_order(rows, static_cast<int64_t>(w.n_pad) * w.k / 2))
-                for (; column + 16 < job.last; column += 32) over_panels4<2>(job, row, rows, column);
-        for (; column < job.last; column += 16) over_panels4<1>(job, row, rows, column);
-    }
+    constexpr int most = lanes == 16 ? 2 : 1;
+    over_columns<most>(job, w.k, rows4_at_once<1>, static_cast<int64_t>(w.n_pad) * w.k / 2,
+                       [&](auto panels, int32_t row, int32_t rows, int32_t column) __attribute__((always_inline)) {
+                           over_panels4<panels>(job, row, rows, column);
+                       });
 }
 
 }  // namespace

@@ -43,10 +43,10 @@ void dense(const Matrix& matrix, const Operand& operand, const Linear& job) {
     }
 }
 
-Linear4 four_bits(const Matrix& matrix, const Operand& operand, const Linear& job) {
-    Linear4 same{};
-    same.x = operand.groups8;
-    same.weights = &matrix.four;
+// The job of another form; its input and weights are still to be filled in.
+template <class Other>
+Other same_job(const Linear& job) {
+    Other same{};
     same.rows = job.rows;
     same.first = job.first, same.last = job.last;
     same.activation = job.activation;
@@ -54,6 +54,20 @@ Linear4 four_bits(const Matrix& matrix, const Operand& operand, const Linear& jo
     same.plus = job.plus, same.ld_plus = job.ld_plus;
     same.out = job.out, same.ld_out = job.ld_out;
     return same;
+}
+
+void four_bits(const Kernels& kernels, const Matrix& matrix, const Operand& operand, const Linear& job) {
+    auto same = same_job<Linear4>(job);
+    same.x = operand.groups8;
+    same.weights = &matrix.four;
+    kernels.linear4(same);
+}
+
+void in_bf16(const Kernels& kernels, const Matrix& matrix, const Operand& operand, const Linear& job) {
+    auto same = same_job<Linear16>(job);
+    same.cells = operand.cells;
+    same.weights = &matrix.sixteen;
+    kernels.linear16(same);
 }
 
 // A half without infinity or NaN: they are refused when a model is loaded.
@@ -81,12 +95,25 @@ void row_of_four(const Weights4& weights, int64_t i, float* x) {
     }
 }
 
+void row_of_sixteen(const Weights16& weights, int64_t i, float* x) {
+    const uint16_t* values = weights.values + i / 16 * 16 * weights.k_pad + i % 16 * 2;
+    for (int32_t j = 0; j < weights.k; ++j) x[j] = from_bf16(values[j / 2 * 32 + j % 2]);
+}
+
 }  // namespace
+
+float from_bf16(uint16_t value) {
+    const uint32_t bits = uint32_t(value) << 16;
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
 
 void Matrix::row(int64_t i, float* x) const {
     switch (form) {
         case Form::eight_bits: return row_of_eight(eight, i, x);
         case Form::four_bits: return row_of_four(four, i, x);
+        case Form::bf16: return row_of_sixteen(sixteen, i, x);
         case Form::floats: std::copy_n(weight + i * k, k, x);
     }
 }
@@ -97,6 +124,7 @@ void Operand::Widths::cover(const Matrix& matrix) {
         codes4 = std::max(codes4, matrix.k);
         groups = std::max(groups, matrix.k / matrix.four.group);
     }
+    if (matrix.form == Form::bf16) cells = std::max(cells, matrix.sixteen.k_pad);
 }
 
 void Operand::lay_out(Room& room, const Widths& widths, int32_t rows) {
@@ -105,6 +133,7 @@ void Operand::lay_out(Room& room, const Widths& widths, int32_t rows) {
     room.of(groups8.codes, size_t(rows) * size_t(widths.codes4));
     room.of(groups8.scales, size_t(rows) * size_t(widths.groups));
     room.of(groups8.sums, size_t(rows) * size_t(widths.groups));
+    room.of(cells, size_t(rows) * size_t(widths.cells) * sizeof(float));  // the larger of the two kinds
 }
 
 void Operand::fill(const Kernels& kernels, const Matrix& matrix, const float* x, int64_t ld_x, int32_t first,
@@ -118,12 +147,16 @@ void Operand::fill(const Kernels& kernels, const Matrix& matrix, const float* x,
         kernels.quantize_groups(x, ld_x, count, matrix.k, matrix.four.group,
                                 {groups8.codes + int64_t(first) * matrix.k, groups8.scales + groups,
                                  groups8.sums + groups});
+    } else if (matrix.form == Form::bf16) {
+        const int32_t k_pad = matrix.sixteen.k_pad;
+        kernels.round_rows(x, ld_x, count, matrix.k, k_pad, cells + int64_t(first) * k_pad * kernels.cell_bytes);
     }
 }
 
 void multiply(const Kernels& kernels, const Matrix& matrix, const Operand& operand, Linear job) {
     if (matrix.form == Form::floats) return dense(matrix, operand, job);
-    if (matrix.form == Form::four_bits) return kernels.linear4(four_bits(matrix, operand, job));
+    if (matrix.form == Form::four_bits) return four_bits(kernels, matrix, operand, job);
+    if (matrix.form == Form::bf16) return in_bf16(kernels, matrix, operand, job);
     job.codes = operand.rows8.codes;
     job.scales = operand.rows8.scales;
     job.weights = &matrix.eight;

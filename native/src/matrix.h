@@ -5,13 +5,14 @@
 
 namespace ingot {
 
-enum class Form { eight_bits, four_bits, floats };
+enum class Form { eight_bits, four_bits, bf16, floats };
 
 struct Matrix {
     Form form = Form::eight_bits;
     int32_t n = 0, k = 0;           // outputs and inputs
     Weights8 eight{};
     Weights4 four{};
+    Weights16 sixteen{};
     const float* weight = nullptr;  // [n][k]
     const float* bias = nullptr;    // [n]
 
@@ -27,7 +28,7 @@ inline bool reads_alike(const Matrix& a, const Matrix& b) {
 // Rows on their way into a matrix.
 struct Operand {
     struct Widths {  // the most that any matrix of a model asks for
-        int32_t codes8 = 0, codes4 = 0, groups = 0;
+        int32_t codes8 = 0, codes4 = 0, groups = 0, cells = 0;
 
         void cover(const Matrix& matrix);
     };
@@ -39,9 +40,13 @@ struct Operand {
 
     Rows8 rows8{};
     Groups8 groups8{};
+    uint8_t* cells = nullptr;       // [rows][k_pad]: what a matrix in bf16 reads
     const float* floats = nullptr;  // [rows][ld_floats]: what a matrix in float reads
     int64_t ld_floats = 0;
 };
+
+// The float of a bf16.
+float from_bf16(uint16_t value);
 
 // Columns job.first to job.last - 1 of the product; the job's input and weights are filled in. Matrices in float know
 // neither `times` nor `plus`.

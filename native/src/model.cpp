@@ -102,10 +102,27 @@ Weights4 weights4(const Tensors& tensors, const std::string& name, int32_t n, in
     return weights;
 }
 
+Weights16 weights16(const Tensors& tensors, const std::string& name, int32_t n, int32_t k) {
+    Weights16 weights{};
+    weights.n = n, weights.k = k, weights.n_pad = round_up(n, 16), weights.k_pad = round_up(k, 32);
+    const int64_t count = int64_t(weights.n_pad) * weights.k_pad;
+    weights.values = tensors.of<uint16_t>(name + ".bf16", count);
+    for (int64_t i = 0; i < count; ++i) {
+        if ((weights.values[i] & 0x7f80) == 0x7f80) {
+            Tensors::refuse(name + ".bf16", "holds a value that is not finite, at " + to_string(i));
+        }
+    }
+    weights.bias = tensors.finite(name + ".bias", weights.n_pad);
+    return weights;
+}
+
 Matrix matrix(const Tensors& tensors, const std::string& name, int32_t n, int32_t k) {
     Matrix matrix;
     matrix.n = n, matrix.k = k;
-    if (tensors.has(name + ".codes4")) {
+    if (tensors.has(name + ".bf16")) {
+        matrix.form = Form::bf16;
+        matrix.sixteen = weights16(tensors, name, n, k);
+    } else if (tensors.has(name + ".codes4")) {
         matrix.form = Form::four_bits;
         matrix.four = weights4(tensors, name, n, k);
     } else {
@@ -127,6 +144,10 @@ Tokens tokens(const Tensors& tensors, const Spec& spec) {
     const int64_t count = int64_t(spec.vocab) * spec.hidden;
     if (tensors.has("embed.tokens.weight")) {
         table.weight = tensors.of<float>("embed.tokens.weight", count);
+        return table;
+    }
+    if (tensors.has("embed.tokens.bf16")) {
+        table.bf16 = tensors.of<uint16_t>("embed.tokens.bf16", count);
         return table;
     }
     table.scales = tensors.finite("embed.tokens.scales", spec.vocab);
@@ -209,7 +230,10 @@ std::vector<Matrix> head(const Tensors& tensors, const Spec& spec) {
 
 // Whether the token table is the last matrix of the head: a language model stores a table that serves twice once.
 bool is_tied(const Tensors& tensors, const Spec& spec) {
-    if (tensors.has("embed.tokens.weight") || tensors.has("embed.tokens.scales") || spec.head.empty()) return false;
+    for (const char* form : {"weight", "bf16", "scales"}) {
+        if (tensors.has(std::string("embed.tokens.") + form)) return false;
+    }
+    if (spec.head.empty()) return false;
     const size_t layers = spec.head.size();
     const int32_t inputs = layers > 1 ? spec.head[layers - 2].width : spec.hidden;
     return spec.head.back().width == spec.vocab && inputs == spec.hidden;
@@ -220,6 +244,8 @@ void read_token(const Model& model, int64_t id, float* x) {
     const Tokens& table = model.tokens;
     if (table.weight != nullptr) {
         std::copy_n(table.weight + id * hidden, hidden, x);
+    } else if (table.bf16 != nullptr) {
+        for (int32_t i = 0; i < hidden; ++i) x[i] = from_bf16(table.bf16[id * hidden + i]);
     } else if (table.codes4 != nullptr) {
         const uint8_t* codes = table.codes4 + id * half;
         for (int32_t i = 0; i < half; ++i) x[i] = float((codes[i] & 15) - 8) * table.scales[id];

@@ -16,6 +16,7 @@ struct NormWeights {
 struct Tokens {
     const float* weight = nullptr;    // [vocab][hidden]
     const int8_t* codes = nullptr;    // [vocab][hidden]
+    const uint16_t* bf16 = nullptr;   // [vocab][hidden]
     const uint8_t* codes4 = nullptr;  // [vocab][hidden / 2]: column b low, b + hidden / 2 high, stored + 8
     const float* scales = nullptr;    // [vocab], of either codes
 };

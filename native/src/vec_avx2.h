@@ -91,6 +91,18 @@ INGOT_INLINE I dot2_bytes(I u8, I s8) { return _mm256_maddubs_epi16(u8, s8); }
 INGOT_INLINE I add_words(I a, I b) { return _mm256_add_epi16(a, b); }
 INGOT_INLINE I sums_of_words(I x) { return _mm256_madd_epi16(x, _mm256_set1_epi16(1)); }
 
+INGOT_INLINE F lower_bf16(I x) { return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16)); }
+INGOT_INLINE F upper_bf16(I x) { return _mm256_castsi256_ps(_mm256_and_si256(x, set(-0x10000))); }
+INGOT_INLINE F nearest_bf16(F x) {
+    const I b = bits(x), odd = _mm256_and_si256(_mm256_srli_epi32(b, 16), set(1));
+    const I no_exponent = _mm256_cmpeq_epi32(_mm256_and_si256(b, set(0x7f800000)), zero_int());
+    const I quiet = _mm256_or_si256(b, set(0x400000)), zero = _mm256_and_si256(b, set(-0x7fffffff - 1));
+    I near = add(b, add(odd, set(0x7fff)));
+    near = _mm256_blendv_epi8(near, quiet, _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
+    near = _mm256_blendv_epi8(near, zero, no_exponent);
+    return upper_bf16(near);
+}
+
 INGOT_INLINE void store_bytes(uint8_t* p, I x) {
     const I low = _mm256_and_si256(x, _mm256_set1_epi32(255));
     const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));

@@ -59,6 +59,7 @@ INGOT_INLINE I load(const int32_t* p) { return _mm512_loadu_si512(p); }
 INGOT_INLINE void store(int32_t* p, I x) { _mm512_storeu_si512(p, x); }
 // Keeps a vector in its register, where the compiler would rather load it again for each of its uses.
 INGOT_INLINE void stay(I& x) { __asm__("" : "+v"(x)); }
+INGOT_INLINE void stay(F& x) { __asm__("" : "+v"(x)); }
 INGOT_INLINE F to_float(I x) { return _mm512_cvtepi32_ps(x); }
 INGOT_INLINE I bits(F x) { return _mm512_castps_si512(x); }
 INGOT_INLINE I maximum(I a, I b) { return _mm512_max_epi32(a, b); }
@@ -87,6 +88,17 @@ INGOT_INLINE I high_halves(I x) { return low_halves(_mm512_srli_epi16(x, 4)); }
 INGOT_INLINE I dot2_bytes(I u8, I s8) { return _mm512_maddubs_epi16(u8, s8); }
 INGOT_INLINE I add_words(I a, I b) { return _mm512_add_epi16(a, b); }
 INGOT_INLINE I sums_of_words(I x) { return _mm512_madd_epi16(x, _mm512_set1_epi16(1)); }
+
+// Two bf16 in each lane, as floats: the lower ones, the upper ones. And floats rounded as round_rows asks.
+INGOT_INLINE F lower_bf16(I x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
+INGOT_INLINE F upper_bf16(I x) { return _mm512_castsi512_ps(_mm512_and_si512(x, set(-0x10000))); }
+INGOT_INLINE F nearest_bf16(F x) {
+    const I b = bits(x), odd = _mm512_and_si512(_mm512_srli_epi32(b, 16), set(1));
+    I near = add(b, add(odd, set(0x7fff)));
+    near = _mm512_mask_or_epi32(near, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), b, set(0x400000));
+    near = _mm512_mask_and_epi32(near, _mm512_testn_epi32_mask(b, set(0x7f800000)), b, set(-0x7fffffff - 1));
+    return upper_bf16(near);
+}
 
 // The lowest byte of each lane.
 INGOT_INLINE void store_bytes(uint8_t* p, I x) {

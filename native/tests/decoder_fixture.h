@@ -90,6 +90,11 @@ std::vector<Shape> shapes() {
     shape = gpt2();
     shape.bits = 4, shape.tied = 1, shape.head_dim = 24, shape.group = 32;
     all.push_back(shape);
+    shape.bits = 16, shape.head_dim = 20, shape.eight = "down";
+    all.push_back(shape);
+    shape = gpt2();
+    shape.bits = 16, shape.gated = 1, shape.position = 1, shape.norm = 1, shape.kv_heads = 2;
+    all.push_back(shape);
     shape = gpt2();  // norms last, positions that begin late
     shape.norm_first = 0, shape.offset = 2, shape.embedding_norm = 1, shape.window = 5;
     all.push_back(shape);

@@ -61,38 +61,20 @@ void test_quantize_groups(const Kernels& set, const Kernels& reference, Random& 
 }
 
 // Some rows of codes, and a layer.
-struct Layer {
-    Layer(Random& random, int32_t row_count, int32_t n, int32_t k, int32_t group)
-        : packed(random, n, k, group), groups(row_count, k, group), times(random.floats(area(row_count, n), -1, 1)),
-          plus(random.floats(area(row_count, n), -1, 1)), before(area(row_count, n) + 16, 5.5f) {
+struct Layer4 : checked::Layer<ingot::Linear4> {
+    Layer4(Random& random, int32_t rows, int32_t n, int32_t k, int32_t group)
+        : Layer(random, rows, n), packed(random, n, k, group), groups(rows, k, group) {
         for (int8_t& code : groups.codes) code = static_cast<int8_t>(random.between(-127, 127));
         for (float& scale : groups.scales) scale = random.uniform(0.0f, 0.02f);
         for (size_t i = 0; i < groups.codes.size(); ++i) groups.sums[i / area(group, 1)] += groups.codes[i];
         job.x = groups.rows();
         job.weights = &packed.weights();
-        job.rows = row_count;
-        job.last = n;
-        if (random.between(0, 2) == 0) job.times = times.data();
-        if (random.between(0, 1)) job.plus = random.between(0, 1) ? plus.data() : before.data();
-        job.ld_times = job.ld_plus = job.ld_out = n;
     }
-    std::vector<float> run(const Kernels& set, const ingot::Linear4& what) const {
-        std::vector<float> out = before;
-        ingot::Linear4 copy = what;
-        copy.out = out.data();
-        if (copy.plus == before.data()) copy.plus = out.data();  // the residual is the output itself
-        set.linear4(copy);
-        return out;
-    }
-    // Rows from `first` on, as if they were all there are. Not for residuals that are the output.
-    ingot::Linear4 rows_of(const ingot::Linear4& all, int32_t first, int32_t count) const {
-        ingot::Linear4 some = all;
-        const int64_t k = packed.weights().k, group_count = k / packed.weights().group, n = packed.weights().n;
-        some.x = {all.x.codes + first * k, all.x.scales + first * group_count, all.x.sums + first * group_count};
-        some.rows = count;
-        if (some.times) some.times += first * n;
-        if (some.plus) some.plus += first * n;
-        return some;
+    ingot::Linear4 from_row(ingot::Linear4 what, int32_t first) const override {
+        const size_t k = area(packed.weights().k, 1), count = k / area(packed.weights().group, 1);
+        const size_t row = area(first, 1);
+        what.x = {what.x.codes + row * k, what.x.scales + row * count, what.x.sums + row * count};
+        return what;
     }
     // The definition, without what follows the bias.
     double product(int32_t r, int32_t o) const {
@@ -107,54 +89,23 @@ struct Layer {
     }
     Packed4 packed;
     Groups groups;
-    std::vector<float> times, plus, before;
-    ingot::Linear4 job = {};
 };
 
 void test_linear4(const Kernels& set, const Kernels& reference, Random& random) {
     const int32_t group = random.between(0, 2) ? 32 : 128, k = group * random.between(1, group == 32 ? 12 : 4);
     const int32_t n = random.between(1, 150), rows = random.between(0, random.between(0, 3) ? 14 : 60);
-    Layer layer(random, rows, n, k, group);
+    Layer4 layer(random, rows, n, k, group);
     if (rows > 2) layer.groups.scales[1 + area(1, k / group)] = NAN;
-    ingot::Linear4& job = layer.job;
-    job.first = random.between(0, (n - 1) / 16) * 16;
-    job.last = random.between(0, 1) ? n : random.between(job.first, n);
-    job.activation = static_cast<ingot::Activation>(random.between(0, 5));
-    const std::vector<float> got = layer.run(set, job), expected = layer.run(reference, job);
-    const auto name = [&](const char* what, double error = 0.0) {
-        return about(what, set, {k, group, n, rows, job.first, job.last, static_cast<int>(job.activation)}, error);
-    };
-    const double error = difference(got, expected);
-    check(error < 3e-6, name("linear4: k, group, n, rows, first, last, activation", error));
-    bool outside = true;
-    for (size_t i = 0; i < got.size(); ++i) {
-        const int32_t c = static_cast<int32_t>(i % area(n, 1));
-        if (c < job.first || c >= job.last || i >= area(rows, n)) outside = outside && got[i] == layer.before[i];
-    }
-    check(outside, name("linear4 writes its columns only"));
-    if (job.plus == layer.before.data()) job.plus = layer.plus.data();
-    const std::vector<float> all = layer.run(set, job);
-    for (int32_t r = 0; r < rows; r += random.between(1, 9)) {
-        const int32_t count = random.between(1, rows - r);
-        const std::vector<float> some = layer.run(set, layer.rows_of(job, r, count));
-        check(std::memcmp(some.data(), all.data() + area(r, n), area(count, n) * sizeof(float)) == 0,
-              name("linear4, fewer rows"));
-    }
-    ingot::Linear4 left = job, right = job;
-    left.last = right.first = job.first + (job.last - job.first) / 32 * 16;
-    std::vector<float> halves = layer.run(set, left);
-    const std::vector<float> other = layer.run(set, right);
-    for (size_t i = 0; i < area(rows, n); ++i)
-        if (static_cast<int32_t>(i % area(n, 1)) >= right.first) halves[i] = other[i];
-    check(same_bits(halves, all), name("linear4, columns in two parts"));
+    checked::check_layer(layer, &Kernels::linear4, set, reference, random, 3e-6,
+                         "linear4 of " + std::to_string(k) + " by " + std::to_string(group));
 }
 
 void test_linear4_definition(const Kernels& set, Random& random) {
     const int32_t group = random.between(0, 1) ? 32 : 128, k = group * random.between(1, 5);
     const int32_t n = random.between(1, 40), rows = random.between(1, 13);
-    Layer layer(random, rows, n, k, group);
+    Layer4 layer(random, rows, n, k, group);
     layer.job.times = layer.job.plus = nullptr;
-    const std::vector<float> got = layer.run(set, layer.job);
+    const std::vector<float> got = layer.run(set.linear4, layer.job);
     double most = 0.0, size = 1.0;
     for (int32_t r = 0; r < rows; ++r)
         for (int32_t o = 0; o < n; ++o) {

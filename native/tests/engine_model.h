@@ -17,7 +17,7 @@ struct RandomModel {
         int32_t position = 0, norm = 0, norm_first = 0, gated = 0, causal = 0, window = 0, pool = 1;
         int32_t types = 2, normalize = 1, embedding_norm = 1, offset = 0;
         int32_t language = 0, tied = 0;  // the last layer of the head gives scores; it is the token table, too
-        int32_t bits = 8, group = 32;    // of the body's matrices and the scores'
+        int32_t bits = 8, group = 32;    // of the body's matrices and the scores'; 16 is bf16, of the tokens too
         std::string eight = "none";      // a matrix of every block that has eight bits all the same
         int32_t poison = -1;             // a token that makes its row of the residual stream infinite
         std::vector<int32_t> head;       // widths
@@ -89,8 +89,27 @@ struct RandomModel {
         floats(name + ".bias", n_pad, 0.1f);
     }
 
+    // The bf16 at or below a random float.
+    uint16_t bf16(float size) {
+        const float x = std::uniform_real_distribution<float>(-size, size)(random);
+        uint16_t halves[2];
+        std::memcpy(halves, &x, sizeof x);
+        return halves[1];
+    }
+
+    void matrix16(const std::string& name, int32_t n, int32_t k) {
+        const int32_t n_pad = (n + 15) / 16 * 16, k_pad = (k + 31) / 32 * 32;
+        uint16_t* values = add<uint16_t>(name + ".bf16", size_t(n_pad) * size_t(k_pad));
+        std::memset(values, 0, size_t(n_pad) * size_t(k_pad) * sizeof *values);
+        for (int32_t i = 0; i < n; ++i)
+            for (int32_t j = 0; j < k; ++j)
+                values[int64_t(i / 16 * 16) * k_pad + j / 2 * 32 + i % 16 * 2 + j % 2] = bf16(1.7f / std::sqrt(float(k)));
+        floats(name + ".bias", size_t(n_pad), 0.1f);
+    }
+
     void matrix(const std::string& name, int32_t n, int32_t k) {
         const bool is_eight = name.substr(name.rfind('.') + 1) == shape.eight;
+        if (shape.bits == 16 && !is_eight) return matrix16(name, n, k);
         if (shape.bits == 4 && k % shape.group == 0 && !is_eight) return matrix4(name, n, k);
         const int32_t n_pad = (n + 15) / 16 * 16, k_pad = (k + 63) / 64 * 64;
         std::uniform_int_distribution<int> code(-127, 127);
@@ -146,6 +165,11 @@ struct RandomModel {
 
     void tokens() {
         const int64_t count = int64_t(shape.vocab) * shape.hidden;
+        if (shape.bits == 16) {
+            uint16_t* values = add<uint16_t>("embed.tokens.bf16", size_t(count));
+            for (int64_t i = 0; i < count; ++i) values[i] = bf16(1.0f);
+            return;
+        }
         int8_t* codes = add<int8_t>("embed.tokens.codes", size_t(count));
         for (int64_t i = 0; i < count; ++i) codes[i] = int8_t(int(random() % 255) - 127);
         floats("embed.tokens.scales", size_t(shape.vocab), 0.002f, 0.01f);

@@ -135,4 +135,41 @@ private:
     ingot::Weights4 weights_;
 };
 
+// Weights in bf16, packed as the contract asks.
+class Packed16 {
+public:
+    Packed16(Random& random, int32_t n, int32_t k)
+        : n_pad_(round_up(n, 16)), k_pad_(round_up(k, 32)), values_(static_cast<size_t>(n_pad_) * k_pad()),
+          bias_(static_cast<size_t>(n_pad_)) {
+        for (int32_t o = 0; o < n; ++o) {
+            for (int32_t i = 0; i < k; ++i) values_[at(o, i)] = any(random);
+            bias_[static_cast<size_t>(o)] = random.uniform(-0.5f, 0.5f);
+        }
+        weights_ = {values_.data(), bias_.data(), n, k, n_pad_, k_pad_};
+    }
+    const ingot::Weights16& weights() const { return weights_; }
+    float value(int32_t o, int32_t i) const { return widened(values_[at(o, i)]); }
+    static float widened(uint16_t value) {
+        const uint32_t bits = static_cast<uint32_t>(value) << 16;
+        float x;
+        std::memcpy(&x, &bits, sizeof x);
+        return x;
+    }
+
+private:
+    // Of either sign, and of sizes from 2^-15 to 2; now and then zero.
+    static uint16_t any(Random& random) {
+        if (random.between(0, 20) == 0) return 0;
+        return static_cast<uint16_t>(random.between(0, 1) << 15 | random.between(112, 127) << 7 | random.between(0, 127));
+    }
+    size_t k_pad() const { return static_cast<size_t>(k_pad_); }
+    size_t at(int32_t o, int32_t i) const {
+        return static_cast<size_t>(o / 16 * 16) * k_pad() + static_cast<size_t>(i / 2 * 32 + o % 16 * 2 + i % 2);
+    }
+    int32_t n_pad_, k_pad_;
+    Aligned<uint16_t> values_;
+    Aligned<float> bias_;
+    ingot::Weights16 weights_;
+};
+
 }  // namespace fixture

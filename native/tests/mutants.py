@@ -93,7 +93,12 @@ def swap(rng: np.random.Generator, data: bytes) -> bytes:
 def rename(rng: np.random.Generator, data: bytes) -> bytes:
     header, body = split(data)
     old, new = some(rng, header), some(rng, header)
-    for a, b in ((".codes4", ".codes"), (".ratios", ".sums"), ("head.0", "embed.tokens")):
+    for a, b in (
+        (".codes4", ".codes"),
+        (".ratios", ".sums"),
+        (".bf16", ".codes"),
+        ("head.0", "embed.tokens"),
+    ):
         if a in old and rng.random() < 0.7:
             new = old.replace(a, b)
             break

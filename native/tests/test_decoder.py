@@ -70,7 +70,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sum(a * b) / np.sqrt(np.sum(a**2.0) * np.sum(b**2.0)))
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 4, 16])
 @pytest.mark.parametrize("isa", SETS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_are_those_of_the_encoder(
@@ -88,7 +88,7 @@ def test_scores_are_those_of_the_encoder(
 
 
 @pytest.mark.parametrize("cache_bits", [32, 8])
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 4, 16])
 @pytest.mark.parametrize("isa", SETS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_are_those_of_the_reference(
@@ -106,7 +106,7 @@ def test_scores_are_those_of_the_reference(
 
 
 @pytest.mark.parametrize("cache_bits", [32, 8])
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 4, 16])
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_have_the_same_bits_however_a_sequence_is_fed(
     native: tuple[str, ...], kind: str, bits: int, cache_bits: int
@@ -147,7 +147,7 @@ def test_eight_bits_kept_are_near_floats(native: tuple[str, ...], kind: str) -> 
         assert cosine(fed(floats, ids, [140]), fed(rounded, ids, [140])) >= 0.999
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 4, 16])
 def test_a_head_of_its_own_is_used(native: tuple[str, ...], bits: int) -> None:
     packed, ids = packed_of(GPT2, bits, tied=False), ids_of(20)
 

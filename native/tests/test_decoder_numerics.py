@@ -1,4 +1,4 @@
-"""Decoders of random shapes against the reference: eight and four bits, either cache."""
+"""Decoders of random shapes against the reference: every form of weights, either cache."""
 
 import os
 
@@ -21,7 +21,7 @@ def test_scores_of_random_decoders_are_within_the_bound(
     native: tuple[str, ...], data: st.DataObject
 ) -> None:
     spec, seed = data.draw(random_decoder()), data.draw(st.integers(0, 2**31))
-    numerics = {"bits": data.draw(st.sampled_from([8, 4])), "group": data.draw(GROUPS)}
+    numerics = {"bits": data.draw(st.sampled_from([8, 4, 16])), "group": data.draw(GROUPS)}
     cache_bits, isa = data.draw(st.sampled_from([32, 8])), data.draw(st.sampled_from(native))
     tensors = random_tensors(spec, seed)
     if data.draw(st.booleans()):

@@ -50,9 +50,10 @@ def test_answers_are_those_of_the_reference(native: tuple[str, ...], kind: str, 
 
 
 @pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("bits", [4, 16])
 @pytest.mark.parametrize("kind", ["bert", "modern", "masked-words-of-the-table", "llama-window"])
-def test_answers_in_four_bits_are_those_of_the_reference(
-    native: tuple[str, ...], kind: str, isa: str
+def test_answers_in_other_bits_are_those_of_the_reference(
+    native: tuple[str, ...], kind: str, bits: int, isa: str
 ) -> None:
     if isa not in native:
         pytest.skip(f"{isa} is not granted here")
@@ -60,12 +61,12 @@ def test_answers_in_four_bits_are_those_of_the_reference(
     tensors = random_tensors(spec, 1)
     sequences = random_sequences(spec, lengths_for(spec))
 
-    with Encoder(pack(spec, tensors, bits=4), threads=2, isa=isa) as encoder:
+    with Encoder(pack(spec, tensors, bits=bits), threads=2, isa=isa) as encoder:
         got = encoder.encode(sequences)
         alone = np.concatenate([encoder.encode([ids]) for ids in sequences])
 
     assert np.array_equal(got, alone)
-    check_answer(got, spec, tensors, sequences, bf16=isa in BF16, bits=4)
+    check_answer(got, spec, tensors, sequences, bf16=isa in BF16, bits=bits)
 
 
 @pytest.mark.parametrize("isa", BF16)
@@ -88,14 +89,15 @@ def test_bf16_inside_attention_stays_near_float(
 
 
 @pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("kind", KIND_NAMES)
 def test_an_answer_has_the_same_bits_alone_in_company_and_on_any_threads(
-    native: tuple[str, ...], kind: str, isa: str
+    native: tuple[str, ...], kind: str, bits: int, isa: str
 ) -> None:
     if isa not in native:
         pytest.skip(f"{isa} is not granted here")
     spec = KINDS[kind]
-    packed, _ = packed_of(spec)
+    packed = pack(spec, random_tensors(spec, 1), bits=bits)
     sequences = random_sequences(spec, lengths_for(spec) * 3)
 
     with Encoder(packed, threads=1, isa=isa) as one, Encoder(packed, threads=2, isa=isa) as two:
@@ -131,7 +133,7 @@ def test_random_shapes_are_within_the_bound(native: tuple[str, ...], data: st.Da
     seed = data.draw(st.integers(0, 2**31))
     lengths = data.draw(st.lists(st.integers(1, spec.positions), min_size=1, max_size=4))
     isa = data.draw(st.sampled_from(native))
-    numerics = {"bits": data.draw(st.sampled_from([8, 4])), "group": data.draw(GROUPS)}
+    numerics = {"bits": data.draw(st.sampled_from([8, 4, 16])), "group": data.draw(GROUPS)}
     tensors = random_tensors(spec, seed)
     sequences = random_sequences(spec, lengths, seed)
     packed = pack(spec, tensors, **numerics)

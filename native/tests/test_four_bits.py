@@ -141,7 +141,7 @@ def test_a_scale_below_zero_goes_to_eight_bits() -> None:
 
 
 def test_other_bits_and_groups_are_refused() -> None:
-    with pytest.raises(PackError, match="bits must be 4 or 8, group 32 or 128; got 5 and 32"):
+    with pytest.raises(PackError, match="bits must be 4, 8 or 16, group 32 or 128; got 5 and 32"):
         pack(WIDE, random_tensors(WIDE, 1), bits=5)
     with pytest.raises(PackError, match="got 4 and 64"):
         pack(WIDE, random_tensors(WIDE, 1), bits=4, group=64)

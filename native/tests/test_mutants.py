@@ -37,6 +37,7 @@ FILES = {
     ),
     "classifier": lambda: packed(replace(KINDS["roberta-classifier"], **SMALL)),
     "table-in-four-bits": four_bit_table,
+    "encoder-in-bf16": lambda: packed(replace(BERT, **SMALL), bits=16),
     "decoder": lambda: packed(
         replace(LLAMA, **SMALL, **LANGUAGE, rotary_bases=(1e4,), hidden=32, inner=32)
     ),
@@ -44,6 +45,9 @@ FILES = {
         replace(LLAMA, **SMALL, **LANGUAGE, rotary_bases=(1e4,), hidden=32, inner=128, head_dim=16),
         bits=4,
         group=128,
+    ),
+    "decoder-in-bf16": lambda: packed(
+        replace(LLAMA, **SMALL, **LANGUAGE, rotary_bases=(1e4,), hidden=32, inner=48), bits=16
     ),
 }
 

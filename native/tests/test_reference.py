@@ -104,7 +104,7 @@ def test_a_cache_of_eight_bits_moves_attention_by_its_steps_at_most(
     assert got.shape == (length, width)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, 8, 16])
 @pytest.mark.parametrize("cache_bits", [32, 8])
 @pytest.mark.parametrize("kind", ["llama", "llama-window", "gpt2"])
 def test_the_scores_of_a_token_depend_on_what_comes_before_it_only(
@@ -123,7 +123,7 @@ def test_the_scores_of_a_token_depend_on_what_comes_before_it_only(
         )
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, 8, 16])
 def test_rounding_what_flows_keeps_the_scores_of_the_rounded_weights(bits: int) -> None:
     tensors = random_tensors(DECODER, 5)
     (ids,) = random_sequences(DECODER, [30])

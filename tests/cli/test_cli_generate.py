@@ -4,6 +4,7 @@ import onnx
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from ingot.runtime.native_engine import NativeEngine
 from ingot.testing.tiny import tiny_decoder
 
 TOKENS = ["--engine", "onnxruntime", "--threads", 1, "--max-tokens", 5]
@@ -104,3 +105,16 @@ def test_misuse_is_refused_in_words(run, words, options, words_of_error):
 
     assert done.code == 2
     assert words_of_error in done.err
+
+
+@pytest.mark.skipif(not NativeEngine().available().ok, reason="needs ingot-native")
+def test_a_float_model_may_run_in_bf16_on_the_native_engine(run, folder):
+    source = [folder / "decoder.onnx", "--tokenizer", folder / "tokenizer.json"]
+    options = ["--precision", "bf16", "--threads", 1, "--max-tokens", 5]
+
+    done = run("generate", *source, *options, "--prompt", "ABC", "--json")
+
+    assert done.code == 0
+    assert done.json["config"]["engine"] == "native"
+    assert done.json["config"]["precision"] == "bf16"
+    assert len(done.json["tokens"]) == 5

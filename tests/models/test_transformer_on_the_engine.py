@@ -69,7 +69,7 @@ def quantized(model, folder, **options):
     return Recipe((QuantizeWeights(**options),)).apply(model, root=folder / "store")
 
 
-def check_answers(model):
+def check_answers(model, precision="fp32", least=0.9995):
     """Compare the engine's answers with those of ONNX Runtime."""
     rng = np.random.default_rng(0)
     feeds = {
@@ -78,12 +78,12 @@ def check_answers(model):
         else rng.integers(5, 59, (3, 12)).astype(spec.dtype)
         for spec in model.signature.inputs
     }
-    found = open_session(model, EngineConfig("native", threads=1)).run(feeds)
+    found = open_session(model, EngineConfig("native", precision, threads=1)).run(feeds)
     wanted = open_session(model, EngineConfig("onnxruntime", threads=1)).run(feeds)
     for name, right in wanted.items():
         assert found[name].shape == right.shape
         left, right = found[name].ravel().astype(float), right.ravel().astype(float)
-        assert left @ right >= 0.9995 * np.linalg.norm(left) * np.linalg.norm(right)
+        assert left @ right >= least * np.linalg.norm(left) * np.linalg.norm(right)
 
 
 @pytest.mark.filterwarnings("ignore")  # the older exporter warns of itself and of what it traces
@@ -92,7 +92,10 @@ def test_the_engine_answers_like_onnx_runtime_from_the_same_file(family, tmp_pat
     if family == "Nomic" and not hasattr(transformers, "NomicBertModel"):
         pytest.skip("this version of transformers has no NomicBert")
 
-    check_answers(quantized(model_of(FAMILIES[family](), tmp_path), tmp_path))
+    model = model_of(FAMILIES[family](), tmp_path)
+
+    check_answers(quantized(model, tmp_path))
+    check_answers(model, "bf16", least=0.9999)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -103,14 +106,18 @@ def test_language_models_are_packed_in_the_bits_they_have(family, tmp_path):
     four = quantized(model, tmp_path, bits=4, granularity="k:32")
 
     in_eight, in_four = packed_decoder(eight), packed_decoder(four)
+    in_bf16 = packed_decoder(model, "bf16")
 
+    check_answers(model, "bf16", least=0.9999)
     check_answers(eight)
     check_answers(four)
     assert in_eight.spec == in_four.spec
     assert {"layers.0.qkv.codes", "layers.1.down.codes", "head.0.codes"} <= set(in_eight.tensors)
     assert {"layers.0.qkv.codes4", "layers.1.down.codes4", "head.0.codes4"} <= set(in_four.tensors)
+    assert {"layers.0.qkv.bf16", "layers.1.down.bf16", "head.0.bf16"} <= set(in_bf16.tensors)
     # One table for both ends, rounded alike, is kept once. Gemma's is scaled at one of them.
     assert ("embed.tokens.codes" not in in_eight.tensors) == (family in {"GPT2", "OPT"})
+    assert ("embed.tokens.bf16" not in in_bf16.tensors) == (family in {"GPT2", "OPT"})
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -15,6 +15,7 @@ from ingot.testing.check_engine import check_engine
 STATUS = NativeEngine().available()
 pytestmark = pytest.mark.skipif(not STATUS.ok, reason=f"needs ingot-native: {STATUS.reason}")
 ONE = EngineConfig("native", threads=1)
+BF16 = EngineConfig("native", "bf16", threads=1)
 
 
 @pytest.fixture
@@ -80,10 +81,10 @@ def test_a_token_that_the_table_does_not_have_is_refused(small, square):
         session.run(square)
 
 
-def test_float_weights_are_refused_with_what_to_do(encoder):
-    with pytest.raises(EngineError, match="Apply the method quantize-weights"):
+def test_float_weights_in_fp32_are_refused_with_what_to_do(encoder):
+    with pytest.raises(EngineError, match=r"precision='bf16', or apply .* quantize-weights"):
         NativeEngine().open(encoder, ONE)
-    assert NativeEngine().precisions(encoder) == ()
+    assert NativeEngine().precisions(encoder) == ("bf16",)
 
 
 def test_a_network_that_is_no_transformer_is_refused_by_its_first_misfit(cnn):
@@ -97,9 +98,67 @@ def test_an_encoder_is_no_decoder(small):
         packed_decoder(small)
 
 
-def test_bf16_is_refused(small):
-    with pytest.raises(EngineError, match="native must run in fp32"):
-        NativeEngine().open(small, replace(ONE, precision="bf16"))
+def test_bf16_of_integers_alone_is_refused(small):
+    with pytest.raises(EngineError, match=r"all are integers, .* Use precision='fp32'"):
+        NativeEngine().open(small, BF16)
+    assert NativeEngine().precisions(small) == ("fp32",)
+
+
+def test_the_native_engine_keeps_the_contract_in_bf16(encoder, square):
+    check_engine(NativeEngine(), encoder, square, config=BF16)
+
+
+def test_in_bf16_it_answers_like_the_float_model(encoder, tokens):
+    wanted = open_session(encoder, EngineConfig(threads=1)).run(tokens)
+    found = open_session(encoder, BF16).run(tokens)
+
+    for name, right in wanted.items():
+        left, right = found[name].ravel().astype(float), right.ravel().astype(float)
+        assert left @ right >= 0.9999 * np.linalg.norm(left) * np.linalg.norm(right)
+
+
+def test_in_bf16_padding_changes_no_bit_of_an_answer(encoder, tokens):
+    session = open_session(encoder, BF16)
+    length = int(tokens["attention_mask"][0].sum())
+    bare = {name: array[:1, :length] for name, array in tokens.items()}
+
+    together, alone = session.run(tokens), session.run(bare)
+
+    for name, value in alone.items():
+        np.testing.assert_array_equal(together[name][:1], value)
+
+
+def test_a_cpu_without_bf16_widens_it(encoder, tokens, monkeypatch):
+    wanted = open_session(encoder, BF16).run(tokens)
+    monkeypatch.setattr("ingot.runtime.cpu.has_bf16", lambda: False)
+    monkeypatch.setenv("INGOT_NATIVE_ISA", "avx2")
+
+    found = open_session(encoder, BF16).run(tokens)
+
+    assert relative_error(wanted, found) < 0.02
+
+
+def test_layers_left_in_float_run_in_bf16_beside_integers(encoder, tokens, tmp_path):
+    method = QuantizeWeights(skip=("MatMul_up_mm",))
+    mixed = Recipe((method,)).apply(encoder, root=tmp_path / "store")
+    wanted = open_session(mixed, EngineConfig(threads=1)).run(tokens)
+
+    session = open_session(mixed, BF16)
+
+    kinds = {node.is_integer for node in session.executed() if node.kind == "Linear"}
+    assert kinds == {True, False}
+    assert relative_error(wanted, session.run(tokens)) < 0.05
+
+
+def test_the_packed_form_of_bf16_gives_the_same_bits(encoder, tokens, monkeypatch):
+    wanted = open_session(encoder, BF16).run(tokens)
+    compile_ahead(encoder, BF16)
+    monkeypatch.setattr("ingot.runtime.native_engine._recognized", None)
+
+    found = open_session(encoder, BF16).run(tokens)
+
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(found[name], value)
 
 
 def test_the_packed_form_gives_the_same_bits_and_nothing_is_taken_apart(small, tokens, monkeypatch):

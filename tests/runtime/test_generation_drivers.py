@@ -79,6 +79,7 @@ def test_float_weights_run_elsewhere_and_the_reason_is_said(decoder):
 
     assert decoding.config.engine == "onnxruntime"
     assert "native" in decoding.why
+    assert "precision='bf16'" in decoding.why or not NativeEngine().available().ok
 
 
 def test_a_native_engine_that_was_asked_for_is_not_replaced(decoder):
@@ -136,6 +137,30 @@ def test_the_native_engine_generates_what_whole_runs_of_it_give(small):
     assert (decoding.config.engine, decoding.why) == ("native", "")
     assert found == greedy(small, EngineConfig("native", threads=1), [3, 9, 27], 8)
     decoding.close()
+
+
+@needs_native
+def test_a_float_model_is_generated_with_in_bf16(decoder):
+    config = EngineConfig("native", "bf16", threads=1)
+    decoding = open_decoding(decoder, config, cache_tokens=64)
+
+    found = tokens_of(generate(decoding, [3, 9, 27], Sampling(max_tokens=8)))
+
+    assert decoding.config == config
+    assert found == greedy(decoder, config, [3, 9, 27], 8)
+    decoding.close()
+
+
+@needs_native
+def test_a_compiled_form_of_bf16_is_used_and_gives_the_same_tokens(decoder, monkeypatch):
+    config = EngineConfig("native", "bf16", threads=1)
+    wanted = tokens_of(generate(open_decoding(decoder, config), [3, 9], Sampling(max_tokens=5)))
+    compile_ahead(decoder, config)
+    monkeypatch.setattr("ingot.runtime.generation.native.packed_decoder", None)
+
+    found = tokens_of(generate(open_decoding(decoder, config), [3, 9], Sampling(max_tokens=5)))
+
+    assert found == wanted
 
 
 @needs_native

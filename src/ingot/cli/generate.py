@@ -16,7 +16,7 @@ from ingot.cli._print import print_json, say
 from ingot.core.units import show_ms
 
 if TYPE_CHECKING:
-    from ingot.runtime.engine import EngineConfig
+    from ingot.runtime.engine import EngineConfig, Precision
     from ingot.runtime.generation.request import Piece
     from ingot.runtime.generation.sampling import Sampling
 
@@ -39,6 +39,11 @@ _SAMPLING = (
 )
 _ENGINE = (
     click.option("--engine", help="Native where it can run the model, else onnxruntime."),
+    click.option(
+        "--precision",
+        type=click.Choice(["fp32", "bf16"]),
+        help="Of weights in float: with bf16 the native engine runs them.",
+    ),
     click.option("--threads", default=0, show_default=True, help="0: every physical core."),
     *cache_options,
 )
@@ -83,6 +88,7 @@ def command(
     Examples:
       ingot generate small --prompt "Once upon a time"
       ingot generate small --prompt-file note.txt --temperature 0.8 --top-p 0.95 --seed 1
+      ingot generate large --prompt "Once upon a time" --precision bf16
       echo "Once upon a time" | ingot generate writer@prod --max-tokens 50 --json
       ingot generate http://127.0.0.1:8000/writer --prompt "Once upon a time"
     """
@@ -113,7 +119,7 @@ def _local(
     sampling = _sampling(asked, end_tokens(model, words, asked["end_tokens"]))
     decoding = open_decoding(
         model,
-        _config(target, options["engine"], threads),
+        _config(target, options["engine"], options["precision"], threads),
         threads=threads,
         cache_tokens=options["cache_tokens"],
         cache_bits=int(options["cache_bits"]),
@@ -227,12 +233,14 @@ def _prompt(text: str | None, file: Path | None, tokens: str | None) -> str | li
     return text if text is not None else sys.stdin.read()
 
 
-def _config(target: str, engine: str | None, threads: int) -> "EngineConfig | None":
+def _config(
+    target: str, engine: str | None, precision: "Precision | None", threads: int
+) -> "EngineConfig | None":
     """Return the engine that was asked for, or that a released version was proved with."""
     from ingot.runtime.engine import EngineConfig
 
-    if engine is not None:
-        return EngineConfig(engine, threads=threads)
+    if engine is not None or precision is not None:
+        return EngineConfig(engine or "native", precision or "fp32", threads)
     if RELEASED.match(target) and not Path(target).exists():
         from ingot.registry.registry import Registry
 

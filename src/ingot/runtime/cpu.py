@@ -40,13 +40,16 @@ def has_bf16() -> bool:
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(instruction_sets())
 
 
-def check_config(engine: str, config: EngineConfig, offered: Collection[str]) -> None:
+def check_config(
+    engine: str, config: EngineConfig, offered: Collection[str], *, widens_bf16: bool = False
+) -> None:
     """Refuse a precision, a thread count or buckets before anything is loaded.
 
     Args:
         engine: Name of the engine, for the message.
         config: What was asked for.
         offered: Precisions that the engine has on some CPU.
+        widens_bf16: Whether the engine multiplies bf16 as floats where the CPU has no bf16.
 
     Raises:
         EngineError: The engine does not have the precision, the CPU does not multiply bf16, or
@@ -57,7 +60,7 @@ def check_config(engine: str, config: EngineConfig, offered: Collection[str]) ->
             f"{engine} must run in {' or '.join(offered)}; got {config.precision!r}. "
             "Use one of these, or another engine."
         )
-    if config.precision == "bf16" and not has_bf16():
+    if config.precision == "bf16" and not (widens_bf16 or has_bf16()):
         raise EngineError(
             f"bf16 must be supported by the CPU to run in {engine}; this one has none of "
             "avx512_bf16, amx_bf16 and bf16. Use precision='fp32'."

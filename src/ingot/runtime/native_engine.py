@@ -1,11 +1,11 @@
-"""The engine of `ingot-native`: transformers of integer weights, without padding."""
+"""The engine of `ingot-native`: transformers of integer or bf16 weights, without padding."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -18,18 +18,19 @@ from ingot.runtime.cpu import check_config, thread_count
 from ingot.runtime.engine import Availability, EngineConfig, ExecutedNode, Precision, Session
 
 if TYPE_CHECKING:
+    from ingot.models.transformer.recognize import Recognized
     from ingot_native import Encoder, Packed
 
 PACKED_FILE, INPUTS_FILE = "packed.safetensors", "inputs.json"
 
 
 class NativeEngine:
-    """Runs encoders whose weights are integers of eight or four bits, with a scale per token.
+    """Runs encoders whose weights are integers of eight or four bits, or are rounded to bf16.
 
-    The graph is recognized by its structure. Products of weights and activations are integers, on
-    the widest instructions that the processor grants; norms, softmax and sums stay fp32. Padding is
-    cut before anything is computed, so a row costs what its own tokens cost and its answer does not
-    depend on the rows beside it.
+    The graph is recognized by its structure. Products of integer weights are integers, with a scale
+    per token; products of float weights are in bf16. Both are on the widest instructions that the
+    processor grants; norms, softmax and sums stay fp32. Padding is cut before anything is computed,
+    so a row costs what its own tokens cost and its answer does not depend on the rows beside it.
     """
 
     name = "native"
@@ -49,26 +50,25 @@ class NativeEngine:
             return Availability(ok=False, reason=str(error))
 
     def precisions(self, model: Model) -> tuple[Precision, ...]:
-        """Return fp32 for a model that it can run, nothing for any other.
+        """Return what weights in float are computed in; nothing for a model that it cannot run.
 
-        The products with weights are integers; what is left is computed in fp32.
+        Where all weights are integers, what is left is computed in fp32. Where any is float, those
+        are rounded to bf16, and integers beside them stay integers.
         """
         try:
-            if not _has_integers(model):
-                return ()
-            _recognized(model)
-        except (EngineError, ModelError):
+            found = _recognized(model)
+        except EngineError:
             return ()
-        return ("fp32",)
+        return ("bf16",) if _floats(found) else ("fp32",)
 
     def open(self, model: Model, config: EngineConfig) -> Session:
         """Take the graph apart, pack its weights and start the threads.
 
         Raises:
-            EngineError: A bad configuration, or no encoder of integers; says what misfits.
+            EngineError: A bad configuration, or no encoder of such weights; says what misfits.
         """
-        check_config(self.name, config, ("fp32",))
-        packed, inputs = _packed(model)
+        check_native(config)
+        packed, inputs = _packed(model, config.precision)
         return NativeSession(model, config, packed, inputs)
 
     def compile_ahead(self, model: Model, config: EngineConfig, folder: Path) -> None:
@@ -79,8 +79,8 @@ class NativeEngine:
         """
         from ingot_native import write_packed
 
-        check_config(self.name, config, ("fp32",))
-        packed, inputs = _packed(model)
+        check_native(config)
+        packed, inputs = _packed(model, config.precision)
         write_packed(packed, folder / PACKED_FILE)
         (folder / INPUTS_FILE).write_text(json.dumps(inputs), encoding="utf-8")
 
@@ -92,7 +92,7 @@ class NativeEngine:
         """
         from ingot_native import NativeError, read_packed
 
-        check_config(self.name, config, ("fp32",))
+        check_native(config)
         inputs = json.loads((folder / INPUTS_FILE).read_text(encoding="utf-8"))
         try:
             return NativeSession(model, config, read_packed(folder / PACKED_FILE), inputs)
@@ -111,7 +111,7 @@ class NativeSession:
         self._guard = make_guard(model.signature)
         self._inputs, self._error = inputs, native.NativeError
         self._per_token = packed.spec.pool == "tokens"
-        self._spec = packed.spec
+        self._executed = tuple(_layers(packed))
         threads = max(1, thread_count(config.threads) // config.streams)
         self._idle: SimpleQueue[Encoder] = SimpleQueue()
         try:
@@ -142,21 +142,14 @@ class NativeSession:
             ) from error
 
     def executed(self) -> tuple[ExecutedNode, ...]:
-        """Return the layers of every block, in order; those with weights are integer.
+        """Return the layers of every block, in order, and which are of integers.
 
         Raises:
             EngineError: The session is closed.
         """
         if not self._encoders:
             closed()
-        layers = ("qkv", "o", "gate_up" if self._spec.gated else "up", "down")
-        nodes = []
-        for block in range(self._spec.layers):
-            for name in layers:
-                nodes.append(ExecutedNode(f"layers.{block}.{name}", "Linear", is_integer=True))
-                if name == "qkv":
-                    nodes.append(ExecutedNode(f"layers.{block}.attention", "Attention", False))
-        return tuple(nodes)
+        return self._executed
 
     def close(self) -> None:
         """Stop the threads and free the weights; waits for calls that are running."""
@@ -180,7 +173,16 @@ class NativeSession:
         return padded
 
 
-def packed_decoder(model: Model) -> "Packed":
+def check_native(config: EngineConfig) -> None:
+    """Refuse a configuration that the native engine does not have.
+
+    Raises:
+        EngineError: As `check_config`.
+    """
+    check_config(NativeEngine.name, config, ("fp32", "bf16"), widens_bf16=True)
+
+
+def packed_decoder(model: Model, precision: Precision = "fp32") -> "Packed":
     """Take a language model apart and pack it for a decoder of `ingot_native`.
 
     Weights keep their integers: eight bits with a scale per output, or four with a scale per group
@@ -189,30 +191,31 @@ def packed_decoder(model: Model) -> "Packed":
     Args:
         model: A causal network without a cache in its graph, which gives scores `(batch, length,
             vocab)`.
+        precision: `bf16` where any weight is float, `fp32` where none is.
 
     Raises:
         MissingExtraError: ingot-native is not installed.
-        EngineError: The graph is no transformer, its weights are float, or it is no causal language
-            model; says which.
+        EngineError: The graph is no transformer, its weights do not fit the precision, or it is no
+            causal language model; says which.
     """
     need("ingot_native", extra="native", what="Decoding on the native engine")
-    found = _recognized(model)
+    found = _fitting(model, precision)
     if not (found.spec.causal and found.spec.vocab_head):
         seen = "gives no scores of its vocabulary" if found.spec.causal else "sees later tokens too"
         raise EngineError(
             f"A decoder must be causal and score its vocabulary for every token; this network "
             f"{seen}. Export it with its language-model head, without a cache."
         )
-    return _pack(model, found)
+    return _pack(model, found, bits=16 if precision == "bf16" else None)
 
 
-def _packed(model: Model) -> "tuple[Packed, dict[str, Any]]":
-    found = _recognized(model)
+def _packed(model: Model, precision: Precision) -> "tuple[Packed, dict[str, Any]]":
+    found = _fitting(model, precision)
     # An encoder is bound by its arithmetic, not by the size of its weights: eight bits are faster.
-    return _pack(model, found, bits=8), asdict(found.inputs)
+    return _pack(model, found, bits=16 if precision == "bf16" else 8), asdict(found.inputs)
 
 
-def _pack(model: Model, found: Any, bits: int | None = None) -> "Packed":  # found: Recognized
+def _pack(model: Model, found: "Recognized", bits: Literal[8, 16] | None) -> "Packed":
     from ingot_native import NativeError, TransformerSpec, pack
 
     try:
@@ -223,33 +226,51 @@ def _pack(model: Model, found: Any, bits: int | None = None) -> "Packed":  # fou
     return packed
 
 
-def _has_integers(model: Model) -> bool:
-    """Say at a glance whether any weight is of integers; taking a graph apart takes a second."""
-    from onnx import TensorProto
-
-    from ingot.models.onnx_format import read_skeleton
-
-    kinds = {TensorProto.INT8, TensorProto.INT4, TensorProto.UINT8}
-    weights = read_skeleton(model.onnx_path).graph.initializer
-    return any(w.data_type in kinds and len(w.dims) in {2, 3} for w in weights)
-
-
-def _recognized(model: Model) -> Any:  # models.transformer.recognize.Recognized
+def _recognized(model: Model) -> "Recognized":
     from ingot.models.onnx_format import read_onnx
     from ingot.models.transformer.recognize import recognize
 
     try:
-        found = recognize(read_onnx(model.onnx_path))
+        return recognize(read_onnx(model.onnx_path))
     except ModelError as error:  # not recognized, or not a graph that can be read here
         raise EngineError(str(error)) from error
-    floats = [n for n, a in found.tensors.items() if _is_matrix(n, a) and a.dtype.kind == "f"]
-    if floats:
+
+
+def _fitting(model: Model, precision: Precision) -> "Recognized":
+    """Take a model apart whose weights are of the kind that a precision is for."""
+    found = _recognized(model)
+    floats = _floats(found)
+    if floats and precision == "fp32":
         raise EngineError(
-            f"native must get weights of integers; got {len(floats)} in float, {floats[0]!r} "
-            "first. Apply the method quantize-weights to the model."
+            f"native must get weights of integers to run in fp32; got {len(floats)} in float, "
+            f"{floats[0]!r} first. Ask for precision='bf16', or apply the method quantize-weights."
+        )
+    if not floats and precision == "bf16":
+        raise EngineError(
+            "native must get weights in float to run in bf16; all are integers, which stay as they "
+            "are. Use precision='fp32'."
         )
     return found
 
 
+def _floats(found: "Recognized") -> list[str]:
+    tensors = found.tensors
+    return [n for n, a in tensors.items() if _is_matrix(n, a) and a.dtype.kind == "f"]
+
+
 def _is_matrix(name: str, tensor: Array) -> bool:
     return name.startswith("layers.") and name.endswith(".weight") and tensor.ndim == 2
+
+
+def _layers(packed: "Packed") -> Iterator[ExecutedNode]:
+    """Yield the layers of every block, in order."""
+    for block in range(packed.spec.layers):
+        for name in ("qkv", "o", "up", "down"):
+            layer = f"layers.{block}.{name}"
+            is_gated = name == "up" and packed.spec.gated
+            parts = (layer, f"layers.{block}.gate") if is_gated else (layer,)
+            is_integer = not any(f"{part}.bf16" in packed.tensors for part in parts)
+            shown = f"layers.{block}.gate_up" if is_gated else layer
+            yield ExecutedNode(shown, "Linear", is_integer)
+            if name == "qkv":
+                yield ExecutedNode(f"layers.{block}.attention", "Attention", False)

@@ -11,10 +11,15 @@ from ingot.data.data import Array
 from ingot.models.model import Model
 from ingot.runtime._feeding import unsupported
 from ingot.runtime.compiled import kept_file
-from ingot.runtime.cpu import check_config, thread_count
+from ingot.runtime.cpu import thread_count
 from ingot.runtime.engine import EngineConfig
 from ingot.runtime.generation.decoding import CacheFull
-from ingot.runtime.native_engine import PACKED_FILE, NativeEngine, packed_decoder
+from ingot.runtime.native_engine import (
+    PACKED_FILE,
+    NativeEngine,
+    check_native,
+    packed_decoder,
+)
 
 if TYPE_CHECKING:
     from ingot_native import Decoder
@@ -79,16 +84,18 @@ def open_native(
 
     Raises:
         EngineError: The engine is not installed or has no decoders, the configuration is bad, or
-            the model is no decoder with integer weights; says what misfits.
+            the model is no decoder with weights that fit the precision; says what misfits.
     """
-    check_config(NativeEngine.name, config, ("fp32",))
+    check_native(config)
     if cache_bits not in (8, 32):
         raise EngineError(f"cache_bits must be 8 or 32; got {cache_bits}. Use 32 for exactness.")
     status = NativeEngine().available()
     if not status.ok:
         raise EngineError(f"ingot-native must be installed; it is not: {status.reason}")
     native: Any = need("ingot_native", extra="native", what="The native engine")
-    packed = kept_file(model, config, status, PACKED_FILE) or packed_decoder(model)
+    packed = kept_file(model, config, status, PACKED_FILE) or packed_decoder(
+        model, config.precision
+    )
     try:
         decoder = native.Decoder(
             packed,
