@@ -130,6 +130,20 @@ def test_every_page_loads_without_complaint_and_fits_a_phone(urls, opened):
             assert all(b - a <= 1 for a, b in pairwise(headings)), url
 
 
+@pytest.mark.parametrize("script", ["htmx", "hx-sse", "console"])
+def test_a_page_is_live_in_whatever_order_its_scripts_arrive(urls, opened, script):
+    page = opened()
+
+    def later(route):
+        page.wait_for_timeout(300)
+        route.continue_()
+
+    page.route(f"**/{script}.*js*", later)
+    page.goto(urls.live + "/console/endpoints")
+
+    page.get_by_text("live", exact=True).wait_for()
+
+
 def test_a_page_without_scripts_shows_its_data(urls, opened):
     job = put_job(urls, id="order-7")
     page = opened(java_script_enabled=False)
