@@ -59,6 +59,7 @@ def opened(chromium):
         )
         return page
 
+    open_window.complaints = complaints
     yield open_window
     for context in contexts:
         context.close()
@@ -128,6 +129,31 @@ def test_every_page_loads_without_complaint_and_fits_a_phone(urls, opened):
             assert beyond <= 0, url
             assert headings.count(1) == 1, url
             assert all(b - a <= 1 for a, b in pairwise(headings)), url
+
+
+@pytest.mark.parametrize("script", ["htmx", "hx-sse", "console"])
+def test_a_page_is_live_in_whatever_order_its_scripts_arrive(urls, opened, script):
+    page = opened()
+
+    def later(route):
+        page.wait_for_timeout(300)
+        route.continue_()
+
+    page.route(f"**/{script}.*js*", later)
+    page.goto(urls.live + "/console/endpoints")
+
+    page.get_by_text("live", exact=True).wait_for()
+
+
+def test_a_page_that_cannot_be_live_says_so_and_keeps_its_data(urls, opened):
+    page = opened()
+    refused = {"status": 503, "body": "full", "content_type": "text/plain"}
+    page.route("**/events/**", lambda route: route.fulfill(**refused))
+    page.goto(urls.live + "/console/endpoints")
+    page.get_by_text("not connected").wait_for()
+
+    assert page.get_by_role("link", name="doubler:3").is_visible()
+    opened.complaints.clear()  # the browser itself logs a 503
 
 
 def test_a_page_without_scripts_shows_its_data(urls, opened):

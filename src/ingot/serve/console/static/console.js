@@ -207,7 +207,9 @@
   document.addEventListener("over", () => location.reload());
   document.addEventListener("htmx:sse:after:connection", () => pulse(true, "live"));
   document.addEventListener("htmx:sse:before:connection", () => pulse(false, "connecting"));
-  document.addEventListener("htmx:sse:error", () => pulse(false, "not connected"));
+  for (const name of ["htmx:error", "htmx:response:error", "htmx:sse:error"]) {
+    document.addEventListener(name, () => pulse(false, "not connected"));
+  }
   document.addEventListener("htmx:sse:close", () => pulse(false, "not connected"));
   document.addEventListener("htmx:sse:after:message", () => {
     tellTimes();
