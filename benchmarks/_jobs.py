@@ -24,7 +24,7 @@ from _results import HERE, Claim, Section
 
 from ingot.core.errors import ServeError
 from ingot.evaluate.intervals import proportion
-from ingot.runtime._quantiles import quantile_interval
+from ingot.runtime.quantiles import quantile_interval
 from ingot.serve.jobs.client import JobClient
 from ingot.serve.jobs.job import JobState, NewJob
 from ingot.serve.jobs.postgres_store import PostgresJobStore
