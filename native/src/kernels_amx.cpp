@@ -1,5 +1,5 @@
-// AMX: eight-bit and bf16 linear layers in tiles, the rest as avx512-vnni-bf16. Needs the operating system's permission for
-// the tile state of the process; dispatch.cpp asks for it before it hands out this table.
+// AMX: eight-bit and bf16 linear layers in tiles, the rest as avx512-vnni-bf16. Needs the operating system's permission
+// for the tile state of the process; dispatch.cpp asks for it before it hands out this table.
 #include "kernels.h"
 #include "vec_avx512.h"
 

@@ -1,5 +1,5 @@
-// x w^T in bf16. The file that includes this defines `put_rounded`, which rounds two vectors into cells. The instruction
-// set gives `multiply16<C>`: the products of up to `rows16_at_once` rows by C panels of sixteen outputs.
+// x w^T in bf16. The file that includes this defines `put_rounded`, which rounds two vectors into cells. The set gives
+// `multiply16<C>`: the products of up to `rows16_at_once` rows by C panels of sixteen outputs.
 
 namespace ingot {
 namespace {
@@ -42,10 +42,11 @@ INGOT_INLINE void over_panels16(const Linear16& job, Rows16& part, int32_t row, 
 }
 
 void linear16(const Linear16& job) {
-    constexpr int most = lanes == 16 ? 2 : 1, weight_bytes = sizeof(uint16_t), cell_bytes = sizeof(Cell);
+    constexpr int most = lanes == 16 ? 2 : 1, cell_bytes = sizeof(Cell);
     const Weights16& w = *job.weights;
+    const int64_t weight_bytes = static_cast<int64_t>(w.n_pad) * w.k_pad * 2;
     Rows16 part = {nullptr, nullptr, w.k_pad, 0, 0};
-    over_columns<most>(job, w.k_pad * cell_bytes, rows16_at_once, static_cast<int64_t>(w.n_pad) * w.k_pad * weight_bytes,
+    over_columns<most>(job, w.k_pad * cell_bytes, rows16_at_once, weight_bytes,
                        [&](auto panels, int32_t row, int32_t rows, int32_t column) __attribute__((always_inline)) {
                            over_panels16<panels>(job, part, row, rows, column);
                        });

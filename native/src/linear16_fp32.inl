@@ -1,5 +1,5 @@
-// Products of bf16 where no instruction multiplies them: each half of a lane is widened to a float, and the even and the
-// odd inputs have sums of their own, which also hides half of the latency where rows are few. Included after
+// Products of bf16 where no instruction multiplies them: each half of a lane is widened to a float, and the even and
+// the odd inputs have sums of their own, which also hides half of the latency where rows are few. Included after
 // attention_fp32.inl.
 
 namespace ingot {

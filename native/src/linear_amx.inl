@@ -1,6 +1,6 @@
-// Products in tiles: sixteen rows of 64 codes by 64 x 16 weights, or of 32 bf16 by 32 x 16, which is one kilobyte of the
-// packed panel as it lies. Sums of codes are exact. Two tiles of rows by two of weights fill the eight registers: 0 to 3 are sums, 4 and
-// 5 rows, 6 and 7 weights.
+// Products in tiles: sixteen rows of 64 codes by 64 x 16 weights, or of 32 bf16 by 32 x 16, which is one kilobyte of
+// the packed panel as it lies. Sums of codes are exact. Two tiles of rows by two of weights fill the eight registers:
+// 0 to 3 are sums, 4 and 5 rows, 6 and 7 weights.
 
 namespace ingot {
 namespace {

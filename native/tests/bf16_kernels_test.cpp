@@ -1,5 +1,5 @@
-// Layers of bf16: every granted set against the definition in doubles, the stated bound and the scalar reference, on random
-// shapes. Prints 'N passed, N failed'.
+// Layers of bf16: every granted set against the definition in doubles, the stated bound and the scalar reference, on
+// random shapes. Prints 'N passed, N failed'.
 //
 // bf16_kernels_test [cases per function] [seed]
 #include "kernels_check.h"
@@ -127,7 +127,8 @@ void test_linear16_definition(const Kernels& set, const Kernels& reference, Rand
             const double bias = static_cast<double>(layer.packed.weights().bias[o]);
             double exact = bias, size = std::fabs(bias);
             for (int32_t i = 0; i < k; ++i) {
-                const double term = static_cast<double>(layer.cells.at(r, i)) * static_cast<double>(layer.packed.value(o, i));
+                const auto x = static_cast<double>(layer.cells.at(r, i));
+                const double term = x * static_cast<double>(layer.packed.value(o, i));
                 exact += term, size += std::fabs(term);
             }
             const double bound = (k + 8) * std::ldexp(size, -24) + std::ldexp(k, -125);
