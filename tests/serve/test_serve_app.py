@@ -276,6 +276,7 @@ def test_a_bug_on_a_page_is_500_without_its_reason(endpoint, caplog):
     from starlette.testclient import TestClient
 
     from ingot.serve.app import build_app
+    from ingot.serve.surroundings import Surroundings
 
     class Broken:
         def record(self, observation):
@@ -285,7 +286,7 @@ def test_a_bug_on_a_page_is_500_without_its_reason(endpoint, caplog):
         def dropped(self):
             raise OSError("secret path")
 
-    app = build_app([Served(endpoint, State(), object())], Broken())
+    app = build_app([Served(endpoint, State(), object())], Surroundings(log=Broken()))
     with TestClient(app, raise_server_exceptions=False) as client:
         answer = client.get("/metrics")
 

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from ingot.core.extras import need
 from ingot.registry.version import Version
-from ingot.serve.access.gate import Gate
-from ingot.serve.access.rates import RateLimits, address_of
+from ingot.serve.access.rates import address_of
 from ingot.serve.answers import (
     crash,
     describe_model,
@@ -17,7 +16,7 @@ from ingot.serve.answers import (
     refusal,
 )
 from ingot.serve.infer import InferRoute
-from ingot.serve.metrics import Metrics, Series
+from ingot.serve.metrics import Series
 from ingot.serve.problems import RequestError
 from ingot.serve.routing import (
     MODEL,
@@ -29,7 +28,8 @@ from ingot.serve.routing import (
     refuse_path,
 )
 from ingot.serve.routing import Route as Answering
-from ingot.serve.state import ObservationSink, Served
+from ingot.serve.state import Served
+from ingot.serve.surroundings import Surroundings
 from ingot.serve.traffic.dealing import Dealer
 from ingot.serve.traffic.desk import TrafficDesk
 from ingot.serve.traffic.metrics import TrafficMetrics
@@ -42,19 +42,14 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.routing import BaseRoute
 
-    from ingot.serve.tracing import Tracer
 
 _EXTENSIONS = ["binary_tensor_data"]
 
 
 def build_app(
     served: Sequence[Served],
-    log: ObservationSink | None = None,
+    around: Surroundings | None = None,
     *,
-    metrics: Metrics | None = None,
-    gate: Gate | None = None,
-    tracer: "Tracer | None" = None,
-    limits: RateLimits | None = None,
     desks: Mapping[str, TrafficDesk] | None = None,
     more: "Sequence[BaseRoute]" = (),
 ) -> "Starlette":
@@ -65,11 +60,7 @@ def build_app(
 
     Args:
         served: Versions with their states; sessions stay the caller's to close.
-        log: Where observations go; None keeps none.
-        metrics: What is counted; fresh if not given.
-        gate: Who may ask; None lets everybody.
-        tracer: Makes a span of every inference; None makes none.
-        limits: How often each caller may; None for any.
+        around: What stands around them; nobody is asked and nothing is kept if not given.
         desks: Traffic by name of the model, where requests are dealt among its versions.
         more: Routes beside its own.
 
@@ -82,34 +73,45 @@ def build_app(
     from starlette.middleware import Middleware
     from starlette.routing import Route
 
-    metrics, desks = metrics or Metrics(), desks or {}
+    around, desks = around or Surroundings(), desks or {}
     versions = [one.endpoint.version for one in served]
-    infer: list[Answering] = [
-        InferRoute(
-            one, versions, log=log, gate=gate, limits=limits, metrics=_series(one, metrics, log),
-            pinned=PINNED if one.endpoint.version.name in desks else MAIN,
-        )
-        for one in served
-    ]  # fmt: skip
-    if tracer is not None:
-        infer = [tracer.route(one) for one in infer]
+    infer = _inferences(served, versions, around, desks)
     named = _dealers(desks, versions, infer)
     dispatch = Dispatch(versions, infer, named)
     routes: list[BaseRoute] = [Route(path + "/infer", dispatch) for path in (MODEL, VERSION)]
-    pages = _Pages(served, metrics, gate, limits)
+    pages = _Pages(served, around)
     routes += [*pages.routes(), *more]
     if desks:
-        metrics.add(TrafficMetrics(desks))
+        around.metrics.add(TrafficMetrics(desks))
         routes += traffic_routes(desks, pages.admit)
     if any(one.endpoint.generation for one in served):
-        from ingot.serve.generation.app import text_routes as write
+        from ingot.serve.generation.app import text_routes
 
-        routes += write(served, metrics=metrics, log=log, gate=gate, limits=limits, tracer=tracer)
+        routes += text_routes(served, around)
     failures = {HTTPException: _http_error, RequestError: refusal, Exception: crash}
     fast = Middleware(FastPath, versions=versions, routes=infer, named=named)
     app = Starlette(routes=routes, middleware=[fast], exception_handlers=failures)
     app.state.quick = quick_paths(versions, infer, named)
     return app
+
+
+def _inferences(
+    served: Sequence[Served],
+    versions: Sequence[Version],
+    around: Surroundings,
+    desks: Mapping[str, TrafficDesk],
+) -> list[Answering]:
+    """Return what answers inferences of each version."""
+    tracer = around.tracer
+    found = [
+        InferRoute(
+            one, versions, log=around.log, gate=around.gate, limits=around.limits,
+            metrics=_series(one, around),
+            pinned=PINNED if one.endpoint.version.name in desks else MAIN,
+        )
+        for one in served
+    ]  # fmt: skip
+    return [*found] if tracer is None else [tracer.route(one) for one in found]
 
 
 def _dealers(
@@ -125,9 +127,9 @@ def _dealers(
     }
 
 
-def _series(one: Served, metrics: Metrics, log: ObservationSink | None) -> Series:
-    version, state = one.endpoint.version, one.state
-    series = metrics.series(version.name, str(version.number))
+def _series(one: Served, around: Surroundings) -> Series:
+    version, state, log = one.endpoint.version, one.state, around.log
+    series = around.metrics.series(version.name, str(version.number))
     series.watch(
         "ingot_requests_in_flight", "Requests being answered now.",
         lambda: state.in_flight, kind="gauge",
@@ -142,14 +144,9 @@ def _series(one: Served, metrics: Metrics, log: ObservationSink | None) -> Serie
 class _Pages:
     """Everything but inference."""
 
-    def __init__(
-        self,
-        served: Sequence[Served],
-        metrics: Metrics,
-        gate: Gate | None,
-        limits: RateLimits | None,
-    ) -> None:
-        self._served, self._metrics, self._gate, self._limits = served, metrics, gate, limits
+    def __init__(self, served: Sequence[Served], around: Surroundings) -> None:
+        self._served, self._metrics = served, around.metrics
+        self._gate, self._limits = around.gate, around.limits
         self._versions = [one.endpoint.version for one in served]
 
     def routes(self) -> "list[BaseRoute]":

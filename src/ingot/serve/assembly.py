@@ -11,8 +11,8 @@ from ingot.runtime.generation.decoding import Decoding
 from ingot.serve.app import build_app
 from ingot.serve.desks import open_desks, start_desks
 from ingot.serve.endpoint import Endpoint
-from ingot.serve.metrics import Metrics
 from ingot.serve.state import Served, State
+from ingot.serve.surroundings import Surroundings
 from ingot.serve.traffic.desk import TrafficDesk
 from ingot.serve.workers.workforce import Workforce
 
@@ -68,25 +68,19 @@ def assemble(
         ServeError: The model does not answer.
         EngineError: No session can be opened.
     """
-    gate = open_gate(endpoint, stack)
+    around = open_surroundings(endpoint, stack)
     sessions = (session, *(None for _ in endpoint.beside))
     pairs = zip((endpoint, *endpoint.beside), sessions, strict=True)
     served = tuple(_serve(*pair, stack) for pair in pairs)
-    tracer = open_tracer(endpoint, stack)
+    tracer = around.tracer
     if tracer is not None:
         for one in served:
             one.session = None if one.session is None else tracer.session(one.session)
-    metrics = Metrics()
     working = [one for one in served if not one.endpoint.generation]
-    workforce = Workforce(working, metrics, tracer=tracer)
-    observations = _open_log(endpoint)
-    if observations is not None:
-        stack.callback(observations.close)
-    limits, desks = open_limits(endpoint), open_desks(served, observations, stack)
-    app = build_app(
-        served, observations, metrics=metrics, gate=gate, limits=limits, tracer=tracer,
-        desks=desks, more=_console(served, metrics, gate, stack),
-    )  # fmt: skip
+    workforce = Workforce(working, around.metrics, tracer=tracer)
+    desks = open_desks(served, around.log, stack)
+    more = _console(served, around, stack)
+    app = build_app(served, around, desks=desks, more=more)
     return Parts(app, workforce, served, desks)
 
 
@@ -96,16 +90,39 @@ def _open_session(endpoint: Endpoint) -> Session:
     return open_session(endpoint.model, endpoint.version.config)
 
 
-def _open_log(endpoint: Endpoint) -> "ObservationLog | None":
+def open_surroundings(
+    endpoint: Endpoint, stack: ExitStack, *, keeps_log: bool = True
+) -> Surroundings:
+    """Open what stands around the models of a server, closed with the stack.
+
+    Args:
+        endpoint: The first; what is about the address is taken from it.
+        stack: Closes it.
+        keeps_log: Whether requests are observed there.
+
+    Raises:
+        MissingExtraError: An extra that is asked for is not installed.
+        LedgerError: The observation log is no SQLite file.
+    """
+    return Surroundings(
+        log=_open_log(endpoint, stack) if keeps_log else None,
+        gate=_open_gate(endpoint, stack),
+        limits=_open_limits(endpoint),
+        tracer=_open_tracer(endpoint, stack),
+    )
+
+
+def _open_log(endpoint: Endpoint, stack: ExitStack) -> "ObservationLog | None":
     if endpoint.log is None:
         return None
     from ingot.observe.log import ObservationLog
 
-    return ObservationLog(endpoint.log, rules=endpoint.log_rules)
+    log = ObservationLog(endpoint.log, rules=endpoint.log_rules)
+    stack.callback(log.close)
+    return log
 
 
-def open_gate(endpoint: Endpoint, stack: ExitStack) -> "Gate | None":
-    """Return what lets callers in, closed with the stack; None lets everybody."""
+def _open_gate(endpoint: Endpoint, stack: ExitStack) -> "Gate | None":
     if endpoint.access is None:
         return None
     from ingot.serve.access.gate import Gate
@@ -115,8 +132,7 @@ def open_gate(endpoint: Endpoint, stack: ExitStack) -> "Gate | None":
     return gate
 
 
-def open_tracer(endpoint: Endpoint, stack: ExitStack) -> "Tracer | None":
-    """Return what makes spans, closed with the stack; None makes none."""
+def _open_tracer(endpoint: Endpoint, stack: ExitStack) -> "Tracer | None":
     if endpoint.tracing is None:
         return None
     from ingot.serve.tracing import Tracer
@@ -126,8 +142,7 @@ def open_tracer(endpoint: Endpoint, stack: ExitStack) -> "Tracer | None":
     return tracer
 
 
-def open_limits(endpoint: Endpoint) -> "RateLimits | None":
-    """Return what counts requests by caller; None where nothing can be limited."""
+def _open_limits(endpoint: Endpoint) -> "RateLimits | None":
     if endpoint.rate is None and (endpoint.access is None or endpoint.access.keys is None):
         return None  # where there are keys, one may have a rate of its own
     from ingot.serve.access.rates import RateLimits
@@ -135,9 +150,7 @@ def open_limits(endpoint: Endpoint) -> "RateLimits | None":
     return RateLimits(endpoint.rate)
 
 
-def _console(
-    served: "Sequence[Served]", metrics: Metrics, gate: "Gate | None", stack: ExitStack
-) -> "list[BaseRoute]":
+def _console(served: Sequence[Served], around: Surroundings, stack: ExitStack) -> "list[BaseRoute]":
     """Return the routes of the console, fed until the stack is closed; none unless asked for."""
     endpoint = served[0].endpoint
     if not endpoint.console:
@@ -145,9 +158,9 @@ def _console(
     from ingot.serve.console.endpoints import console_of
     from ingot.serve.console.site import console_routes
 
-    console, feeding = console_of(served, metrics)
+    console, feeding = console_of(served, around.metrics)
     stack.callback(feeding.stop)
-    return console_routes(console, endpoint, gate=gate)
+    return console_routes(console, endpoint, gate=around.gate)
 
 
 def _serve(endpoint: Endpoint, session: Session | Decoding | None, stack: ExitStack) -> "Served":

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 from ingot.models.ends import ends_of
 from ingot.registry.version import Version
-from ingot.serve.access.gate import Gate
-from ingot.serve.access.rates import RateLimits
 from ingot.serve.generation.chat import Chat
 from ingot.serve.generation.completions import Completions
 from ingot.serve.generation.door import ModelDoor, Models
@@ -15,37 +13,25 @@ from ingot.serve.generation.figures import Figures
 from ingot.serve.generation.generate import Generate
 from ingot.serve.generation.route import Dialect, TextRoute
 from ingot.serve.generation.writer import Writer
-from ingot.serve.metrics import Metrics
 from ingot.serve.routing import MODEL, VERSION, Dispatch
 from ingot.serve.routing import Route as Answering
-from ingot.serve.state import ObservationSink, Served
+from ingot.serve.state import Served
+from ingot.serve.surroundings import Surroundings
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
-    from ingot.serve.tracing import Tracer
 
-
-def text_routes(
-    served: Sequence[Served],
-    *,
-    metrics: Metrics,
-    log: ObservationSink | None,
-    gate: Gate | None,
-    limits: RateLimits | None = None,
-    tracer: "Tracer | None" = None,
-) -> "list[BaseRoute]":
+def text_routes(served: Sequence[Served], around: Surroundings) -> "list[BaseRoute]":
     """Return the routes of the models that write texts; none if there is no such model.
 
     Args:
         served: Everything that is served; the runner of a model that writes is a `Writer`.
-        metrics: What is counted.
-        log: Where observations go.
-        gate: Who may ask.
-        limits: How often; None for any.
-        tracer: Makes a span of every request; None makes none.
+        around: What stands around them.
     """
     from starlette.routing import Route
+
+    gate, tracer = around.gate, around.tracer
 
     def watched(route: Answering, path: str) -> Answering:
         return route if tracer is None else tracer.route(route, path=path)
@@ -54,9 +40,7 @@ def text_routes(
     if not writing:
         return []
     versions = [one.endpoint.version for one, _ in writing]
-    models = [
-        _Model(one, writer, metrics, log=log, gate=gate, limits=limits) for one, writer in writing
-    ]
+    models = [_Model(one, writer, around) for one, writer in writing]
     routes: list[BaseRoute] = []
     for name, is_stream in (("/generate", False), ("/generate_stream", True)):
         dispatch = Dispatch(
@@ -81,22 +65,12 @@ def text_routes(
 class _Model:
     """What the routes of one model share."""
 
-    def __init__(
-        self,
-        served: Served,
-        writer: Writer,
-        metrics: Metrics,
-        *,
-        log: ObservationSink | None,
-        gate: Gate | None,
-        limits: RateLimits | None,
-    ) -> None:
+    def __init__(self, served: Served, writer: Writer, around: Surroundings) -> None:
         version = served.endpoint.version
         labels = (version.name, str(version.number))
-        self.served, self._writer, self._log, self._gate = served, writer, log, gate
-        self._limits = limits
-        self._series = metrics.series(*labels)
-        self._figures = Figures(metrics, self._series, labels, writer)
+        self.served, self._writer, self._around = served, writer, around
+        self._series = around.metrics.series(*labels)
+        self._figures = Figures(around.metrics, self._series, labels, writer)
 
     def route(self, versions: Sequence[Version], dialect: Dialect) -> TextRoute:
         """Return the route of a protocol."""
@@ -107,7 +81,7 @@ class _Model:
             dialect=dialect,
             figures=self._figures,
             metrics=self._series,
-            log=self._log,
-            gate=self._gate,
-            limits=self._limits,
+            log=self._around.log,
+            gate=self._around.gate,
+            limits=self._around.limits,
         )

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ingot.serve.access.gate import Gate
-from ingot.serve.access.rates import RateLimits, address_of
+from ingot.serve.access.rates import address_of
 from ingot.serve.access.scopes import Principal
 from ingot.serve.answers import (
     crash,
@@ -20,6 +19,7 @@ from ingot.serve.jobs.metrics import JobMetrics
 from ingot.serve.jobs.openapi import describe_jobs
 from ingot.serve.jobs.web import job_routes
 from ingot.serve.problems import RequestError
+from ingot.serve.surroundings import Surroundings
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -27,16 +27,12 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.routing import BaseRoute
 
-    from ingot.serve.tracing import Tracer
-
 
 def build_jobs_app(
     desk: JobDesk,
     metrics: JobMetrics,
+    around: Surroundings | None = None,
     *,
-    gate: Gate | None = None,
-    tracer: "Tracer | None" = None,
-    limits: RateLimits | None = None,
     ends: Ends | None = None,
     more: "Sequence[BaseRoute]" = (),
 ) -> "Starlette":
@@ -45,9 +41,7 @@ def build_jobs_app(
     Args:
         desk: What its routes ask.
         metrics: What `/metrics` shows.
-        gate: Who may ask; None lets everybody.
-        tracer: Makes a span of every request that puts a job; None makes none.
-        limits: How often each caller may; None for any.
+        around: What stands around them but for the log; nobody is asked if not given.
         ends: Told of requests that were refused before they became jobs.
         more: Routes beside its own.
     """
@@ -56,13 +50,14 @@ def build_jobs_app(
     from starlette.middleware import Middleware
     from starlette.routing import Route
 
+    around = around or Surroundings()
     middleware: list[Middleware] = []
-    if tracer is not None:
+    if around.tracer is not None:
         from ingot.serve.tracing import TracedPuts
 
-        middleware.append(Middleware(TracedPuts, tracer=tracer, model=desk.name))
+        middleware.append(Middleware(TracedPuts, tracer=around.tracer, model=desk.name))
 
-    pages = _Pages(desk, metrics, gate, limits)
+    pages = _Pages(desk, metrics, around)
     return Starlette(
         routes=[
             Route("/v2/health/live", pages.live),
@@ -74,7 +69,7 @@ def build_jobs_app(
             *job_routes(
                 desk,
                 admit=pages.admit,
-                still=None if gate is None else pages.identify,
+                still=None if around.gate is None else pages.identify,
                 refused=None if ends is None else ends.note_refused,
             ),
             *more,
@@ -89,10 +84,9 @@ def build_jobs_app(
 
 
 class _Pages:
-    def __init__(
-        self, desk: JobDesk, metrics: JobMetrics, gate: Gate | None, limits: RateLimits | None
-    ) -> None:
-        self._desk, self._metrics, self._gate, self._limits = desk, metrics, gate, limits
+    def __init__(self, desk: JobDesk, metrics: JobMetrics, around: Surroundings) -> None:
+        self._desk, self._metrics = desk, metrics
+        self._gate, self._limits = around.gate, around.limits
 
     async def admit(self, request: "Request", action: str = "") -> None:
         """Let the caller pass, or raise: who puts or cancels must be allowed to infer."""

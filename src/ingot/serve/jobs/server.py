@@ -91,7 +91,7 @@ def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> Running
         ServeError: The address is taken, or the model does not answer.
     """
     need_server()
-    from ingot.serve.assembly import open_gate, open_limits, open_tracer
+    from ingot.serve.assembly import open_surroundings
     from ingot.serve.jobs.app import build_jobs_app
     from ingot.serve.jobs.desk import JobDesk
     from ingot.serve.jobs.metrics import JobMetrics
@@ -128,12 +128,9 @@ def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> Running
         )  # fmt: skip
         stack.callback(desk.close)
         metrics = JobMetrics(desk.name, store, instances=lambda: supervisor.instances)
-        gate = open_gate(endpoint, stack)
-        tracer, limits = open_tracer(endpoint, stack), open_limits(endpoint)
-        more = _console(desk, supervisor, gate)
-        app = build_jobs_app(
-            desk, metrics, gate=gate, limits=limits, tracer=tracer, ends=ends, more=more
-        )
+        around = open_surroundings(endpoint, stack, keeps_log=False)
+        more = _console(desk, supervisor, around.gate)
+        app = build_jobs_app(desk, metrics, around, ends=ends, more=more)
         # no worker of its own: instances answer, and the supervisor has them
         server = Server(app, endpoint, Workforce([], Metrics()))
         thread = start(server, listener)
