@@ -9,6 +9,7 @@ from typing import Protocol
 from ingot.serve.jobs.clock import Clock
 from ingot.serve.jobs.job import JobState, Lease, NewJob, QuotaError, RetryPolicy
 from ingot.serve.jobs.store import JobStore
+from ingot.testing.check_job_retry import RETRY_CHECKS
 
 _E = "model"
 _YEAR_S = 366 * 86_400.0
@@ -52,7 +53,7 @@ class Bench:
     _names = count()
 
     def __init__(self, open_store: OpenStore, *, max_queued: int = 100) -> None:
-        self._open, self._max = open_store, max_queued
+        self._open, self.max_queued = open_store, max_queued
         self._name = f"check-{next(Bench._names)}"
         self.time = ManualClock()
         self.retry = RetryPolicy(base_s=1.0, cap_s=8.0)
@@ -61,7 +62,7 @@ class Bench:
     def again(self) -> JobStore:
         """Open the same jobs once more."""
         return self._open(
-            self._name, clock=self.time.clock(), retry=self.retry, max_queued=self._max
+            self._name, clock=self.time.clock(), retry=self.retry, max_queued=self.max_queued
         )
 
     def put(self, *names: str, key: str = "", ttl_s: float = 1e6, notify: str = "") -> None:
@@ -95,8 +96,9 @@ def check_job_store(open_store: OpenStore) -> None:
 
     What is checked: first in, first out; idempotency keys; all or none; leases, their fences and
     their end; heartbeats; back-off and the dead letter; suspects alone, quarantine; cancellation;
-    ttl; counts; notices; retention; that a wall clock that jumps a year changes nothing and that a
-    restart of the machine ends every lease; that no job is handed to two of many threads.
+    ttl; counts; notices; retention; dead jobs put back; that a wall clock that jumps a year
+    changes nothing and that a restart of the machine ends every lease; that no job is handed to two
+    of many threads.
 
     Args:
         open_store: Opens a store of the driver.
@@ -393,4 +395,5 @@ def _race(b: Bench) -> None:
 _CHECKS: tuple[Callable[[Bench], None], ...] = (
     _order, _keys, _quota, _fence, _publishing_fails, _heartbeat, _failures, _refusal, _poison,
     _released, _cancelling, _ttl, _counting, _jump, _restart, _telling, _retention, _race,
+    *RETRY_CHECKS,
 )  # fmt: skip
