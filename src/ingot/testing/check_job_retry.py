@@ -2,28 +2,25 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 from ingot.serve.jobs.job import Job, JobState, QuotaError
-
-if TYPE_CHECKING:
-    from ingot.testing.check_job_store import Bench
+from ingot.testing.job_bench import ENDPOINT, Bench
 
 
-def _die(b: "Bench", job: str) -> None:
+def _die(b: Bench, job: str) -> None:
     """Claim the one due job, which must be this one, and let it be refused for good."""
     lease = b.one()
     assert lease.job == job
     assert b.store.fail(lease, "no such input", retry=False) is JobState.DEAD
 
 
-def _job(b: "Bench", job: str) -> Job:
+def _job(b: Bench, job: str) -> Job:
     found = b.store.get(job)
     assert found is not None
     return found
 
 
-def _second_life(b: "Bench") -> None:
+def _second_life(b: Bench) -> None:
     b.put("j1", key="k")
     for _ in range(b.retry.max_failures):
         b.store.fail(b.one(), "boom")
@@ -45,7 +42,7 @@ def _second_life(b: "Bench") -> None:
     assert b.store.requeue(["j1"]) == [], "a job that succeeded must not run again"
 
 
-def _only_the_dead(b: "Bench") -> None:
+def _only_the_dead(b: Bench) -> None:
     b.put("done", "dead", "gone", "held")
     b.put("waits")
     b.put("late", ttl_s=1.0)
@@ -56,11 +53,11 @@ def _only_the_dead(b: "Bench") -> None:
     held = b.one("h")
     assert b.state("late") is JobState.EXPIRED
     names = ["late", "waits", "held", "gone", "done", "unknown", "dead", "dead"]
-    before = b.store.counts("model")
+    before = b.store.counts(ENDPOINT)
     found = b.store.requeue(names)
     assert found == ["dead"], f"only dead jobs may be put back, each once; got {found}"
     assert b.store.requeue(names) == [], "a job that was put back is not dead"
-    after = b.store.counts("model")
+    after = b.store.counts(ENDPOINT)
     moved = {state.value: after[state] - before[state] for state in JobState}
     assert moved == {"queued": 1, "running": 0, "succeeded": 0, "dead": -1, "cancelled": 0,
                      "expired": 0}, f"a job put back must be counted once; got {moved}"  # fmt: skip
@@ -68,7 +65,7 @@ def _only_the_dead(b: "Bench") -> None:
     assert b.store.requeue([]) == []
 
 
-def _late_word(b: "Bench") -> None:
+def _late_word(b: Bench) -> None:
     b.put("j1")
     leases = []
     for _ in range(b.retry.max_lapses):
@@ -96,7 +93,7 @@ def _late_word(b: "Bench") -> None:
     assert published == [1], "the winner's result must be published once"
 
 
-def _whole_ttl(b: "Bench") -> None:
+def _whole_ttl(b: Bench) -> None:
     b.put("in", "over", ttl_s=5.0)
     _die(b, "in")
     _die(b, "over")
@@ -111,7 +108,7 @@ def _whole_ttl(b: "Bench") -> None:
     assert b.state("over") is JobState.EXPIRED
 
 
-def _told_anew(b: "Bench") -> None:
+def _told_anew(b: Bench) -> None:
     b.put("j1", notify="http://x")
     _die(b, "j1")
     (death,) = b.store.notices("n", n=5, lease_s=10.0)
@@ -132,7 +129,7 @@ def _told_anew(b: "Bench") -> None:
     assert _job(b, "j1").notice == "delivered"
 
 
-def _no_room(b: "Bench") -> None:
+def _no_room(b: Bench) -> None:
     b.put("dead1", "dead2")
     _die(b, "dead1")
     _die(b, "dead2")
@@ -143,11 +140,11 @@ def _no_room(b: "Bench") -> None:
         pass
     else:
         raise AssertionError("more jobs than max_queued must be refused with QuotaError")
-    assert b.store.counts("model")[JobState.DEAD] == 2, "a refused requeue must put none back"
+    assert b.store.counts(ENDPOINT)[JobState.DEAD] == 2, "a refused requeue must put none back"
     assert b.store.requeue(["dead2"]) == ["dead2"]
 
 
-def _many_at_once(b: "Bench") -> None:
+def _many_at_once(b: Bench) -> None:
     names = [f"j{i}" for i in range(20)]
     b.put(*names)
     for name in names:
@@ -163,9 +160,9 @@ def _many_at_once(b: "Bench") -> None:
     with ThreadPoolExecutor(4) as pool:
         found = [job for jobs in pool.map(put_back, range(4)) for job in jobs]
     assert sorted(found) == sorted(names), "each dead job must be put back by exactly one of many"
-    assert b.store.counts("model")[JobState.QUEUED] == len(names)
+    assert b.store.counts(ENDPOINT)[JobState.QUEUED] == len(names)
 
 
-RETRY_CHECKS: tuple[Callable[["Bench"], None], ...] = (
+RETRY_CHECKS: tuple[Callable[[Bench], None], ...] = (
     _second_life, _only_the_dead, _late_word, _whole_ttl, _told_anew, _no_room, _many_at_once,
 )  # fmt: skip

@@ -17,7 +17,8 @@ from ingot.serve.jobs.job import Job, JobState, RetryPolicy, StoreError
 from ingot.serve.jobs.moves import Moves
 from ingot.serve.jobs.notify import Notifier, event_of
 from ingot.serve.jobs.sqlite_store import SqliteJobStore
-from ingot.testing.check_job_store import ManualClock, check_job_store, new_job
+from ingot.testing.check_job_store import check_job_store
+from ingot.testing.job_bench import ManualClock, new_job
 
 
 @pytest.fixture
