@@ -71,7 +71,7 @@ def test_a_refused_row_exits_2_and_says_how_to_go_on(run, files, images):
     assert (done.code, allowed.code) == (2, 0)
     assert "row 3: Image '03.png' must be readable" in done.err
     assert "Raise --max-errors" in done.err
-    assert "1 rows were refused" in allowed.err
+    assert "1 row was refused" in allowed.err
 
 
 def test_an_unknown_version_is_refused_with_the_nearest(run, tiny, images):

@@ -76,8 +76,35 @@ def test_a_job_by_uri_that_cannot_succeed_ends_with_1_and_says_why(run, server, 
     assert "must be an Open Inference Protocol v2 request" in done.json["error"]
 
 
+def test_dead_jobs_are_retried_by_name_or_all_of_them(
+    run, server, files, request_path, monkeypatch
+):
+    monkeypatch.setenv("INGOT_URL", server)
+    places = [files / "first.json", files / "second.json"]
+    for place in places:
+        place.write_text("no request")
+    put = ("jobs", "submit", "tiny", "--wait", "--json", "--uri")
+    first, second = (run(*put, place).json["job"] for place in places)
+    for place in places:
+        place.write_text(request_path.read_text())
+    one = run("jobs", "retry", "tiny", first, "nobody", "--json")
+    run("jobs", "wait", "tiny", first)
+    rest = run("jobs", "retry", "tiny", "--all-dead")
+    ended = run("jobs", "wait", "tiny", second, "--out", files / "r.json", "--json")
+    again = run("jobs", "retry", "tiny", second)
+
+    assert (one.code, one.json["retried"], [*one.json["refused"]]) == (1, [first], ["nobody"])
+    assert rest.code == 0
+    assert second in rest.out
+    assert first not in rest.out
+    assert (ended.code, ended.json["state"], ended.json["attempt"]) == (0, "succeeded", 2)
+    assert again.code == 1
+    assert "409" in again.out
+
+
 @pytest.mark.parametrize("words", [["submit", "x"], ["submit", "x", "none.json"],
-                                   ["submit", "x", "-", "--uri", "y"]])  # fmt: skip
+                                   ["submit", "x", "-", "--uri", "y"], ["retry", "x"],
+                                   ["retry", "x", "j", "--all-dead"]])  # fmt: skip
 def test_misuse_is_2_and_says_what_to_do(run, words):
     assert run("jobs", *words).code == 2
 

@@ -19,7 +19,7 @@ def test_the_first_job_at_zero_wakes_an_instance_without_a_cool_down():
     found = decide(0.5, 1, 0)
 
     assert (found.action, found.instances) == ("wake", 1)
-    assert found.reason == "1 jobs and no instance"
+    assert found.reason == "1 job and no instance"
     assert decide(1.0, 100, 1, found.memory).action == "out"
 
 

@@ -101,7 +101,8 @@ def command(
     if found.resumed:
         say(f"{found.resumed} of {found.parts} parts were finished before")
     if found.error_file is not None:
-        say(f"{found.errors:,} rows were refused: {found.error_file}")
+        were = "row was" if found.errors == 1 else "rows were"
+        say(f"{found.errors:,} {were} refused: {found.error_file}")
     say(f"what ran: {found.manifest}")
 
 

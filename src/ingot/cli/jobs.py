@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 FAILED = 1
+_OF_ONE_JOB = (404, 409)  # refusals that say nothing about the next job
 
 
 @click.group()
 def command() -> None:
-    """Put jobs to an asynchronous endpoint, and follow, list or cancel them.
+    """Put jobs to an asynchronous endpoint, and follow, list, cancel or retry them.
 
     \b
     Examples:
@@ -139,6 +140,32 @@ def cancel(*, name: str, url: str, token: str, as_json: bool, job: str) -> None:
     _show(_client(url, name, token).cancel(job), as_json=as_json)
 
 
+@command.command()
+@_common
+@click.argument("jobs", nargs=-1, metavar="[JOB]...")
+@click.option("--all-dead", is_flag=True, help="All that are dead now, instead of JOB.")
+def retry(
+    *, name: str, url: str, token: str, as_json: bool, jobs: tuple[str, ...], all_dead: bool
+) -> int:
+    """Put dead jobs back in the queue, once their model or input is mended; exit 1 if one is not.
+
+    \b
+    Examples:
+      ingot jobs retry digits 6f1f6f0e-3a52-4b25-9a51-0d1d2c3b4a59
+      ingot jobs retry digits --all-dead --json
+    """
+    if bool(jobs) == all_dead:
+        raise ServeError("Give JOB or --all-dead, not both and not neither.")
+    client = _client(url, name, token)
+    tried = [(job, _retried(client, job)) for job in (client.dead() if all_dead else jobs)]
+    refused = {job: why for job, why in tried if why}
+    if as_json:
+        print_json({"retried": [job for job, why in tried if not why], "refused": refused})
+    else:
+        print_table("", ["job", "retry"], [[job, why or "queued"] for job, why in tried])
+    return FAILED if refused else 0
+
+
 @command.command("list")
 @_common
 @click.option("--state", help="Only jobs in this state.")
@@ -212,6 +239,19 @@ def _client(url: str, name: str, token: str) -> "JobClient":
     from ingot.serve.jobs.client import JobClient
 
     return JobClient(url, name, token=token)
+
+
+def _retried(client: "JobClient", job: str) -> str:
+    """Retry a job; return why it cannot be, or nothing."""
+    from ingot.serve.jobs.client import RefusedError
+
+    try:
+        client.retry(job)
+    except RefusedError as error:
+        if error.status not in _OF_ONE_JOB:
+            raise
+        return str(error)
+    return ""
 
 
 def _read(path: Path) -> dict[str, Any]:

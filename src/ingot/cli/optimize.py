@@ -18,7 +18,7 @@ from ingot.cli._options import (
 )
 from ingot.cli._print import print_json, print_table, say
 from ingot.core.goals import GOALS, Goal
-from ingot.core.units import show_bytes, show_ms
+from ingot.core.units import show_bytes, show_ms, show_number
 
 if TYPE_CHECKING:
     from ingot.search.result import Result
@@ -147,7 +147,9 @@ def _print_plan(trials: "Sequence[Trial]", *, as_json: bool) -> None:
     if as_json:
         print_json([{"recipe": recipe, "run": config} for recipe, config in rows])
     else:
-        print_table(f"{len(rows)} candidates would be tried", ("recipe", "engine"), rows)
+        print_table(
+            f"{show_number(len(rows), 'candidate')} would be tried", ("recipe", "engine"), rows
+        )
 
 
 def print_result(result: "Result") -> None:

@@ -34,6 +34,21 @@ def show_ms(latency_ms: float) -> str:
     return f"{latency_ms / 1000:.3g} s"
 
 
+def show_number(number: int, noun: str, *, plural: str = "") -> str:
+    """Return a whole number of things, in the singular or the plural.
+
+    Args:
+        number: How many.
+        noun: What one of them is called.
+        plural: What several are called; the noun and an s if not given.
+
+    Examples:
+        >>> show_number(1, "job"), show_number(0, "job"), show_number(3, "retry", plural="retries")
+        ('1 job', '0 jobs', '3 retries')
+    """
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 def show_count(count: float) -> str:
     """Return a count with a decimal unit.
 

@@ -5,6 +5,7 @@ import binascii
 from dataclasses import dataclass
 
 from ingot.core.errors import LedgerError
+from ingot.core.units import show_number
 
 ORIGIN = "ingot.dev/ledger"
 _ROOT_BYTES = 32
@@ -53,7 +54,7 @@ def parse_checkpoint(text: str, origin: str = ORIGIN) -> Head:
     """
     lines = text.split("\n\n")[0].removesuffix("\n").split("\n")
     if len(lines) < _LINES:
-        raise LedgerError(_message(f"{len(lines)} lines"))
+        raise LedgerError(_message(show_number(len(lines), "line")))
     if lines[0] != origin:
         raise LedgerError(
             f"The checkpoint must be of ledger {origin!r}; got one of {lines[0]!r}. "

@@ -2,92 +2,13 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import count
-from typing import Protocol
 
-from ingot.serve.jobs.clock import Clock
-from ingot.serve.jobs.job import JobState, Lease, NewJob, QuotaError, RetryPolicy
-from ingot.serve.jobs.store import JobStore
+from ingot.serve.jobs.job import JobState, NewJob, QuotaError
+from ingot.testing.check_job_retry import RETRY_CHECKS
+from ingot.testing.job_bench import ENDPOINT as _E
+from ingot.testing.job_bench import Bench, OpenStore, new_job
 
-_E = "model"
 _YEAR_S = 366 * 86_400.0
-
-
-class OpenStore(Protocol):
-    """Opens a store: the same name is the same jobs, a new name is an empty store."""
-
-    def __call__(self, name: str, *, clock: Clock, retry: RetryPolicy, max_queued: int) -> JobStore:
-        """Open it; see `SqliteJobStore` for what the arguments mean."""
-        ...
-
-
-@dataclass
-class ManualClock:
-    """Clocks that stand still until they are told.
-
-    Attributes:
-        steady: Seconds since the machine started.
-        wall: UTC seconds since 1970.
-        boot: Name of this start of the machine.
-    """
-
-    steady: float = 1000.0
-    wall: float = 1.8e9
-    boot: str = "first"
-
-    def clock(self) -> Clock:
-        """Return the clocks as a store takes them."""
-        return Clock(lambda: self.steady, lambda: self.wall, self.boot)
-
-    def pass_s(self, seconds: float) -> None:
-        """Let time pass on both clocks."""
-        self.steady += seconds
-        self.wall += seconds
-
-
-class Bench:
-    """One store under check, with its clock and short words for what the checks do often."""
-
-    _names = count()
-
-    def __init__(self, open_store: OpenStore, *, max_queued: int = 100) -> None:
-        self._open, self._max = open_store, max_queued
-        self._name = f"check-{next(Bench._names)}"
-        self.time = ManualClock()
-        self.retry = RetryPolicy(base_s=1.0, cap_s=8.0)
-        self.store = self.again()
-
-    def again(self) -> JobStore:
-        """Open the same jobs once more."""
-        return self._open(
-            self._name, clock=self.time.clock(), retry=self.retry, max_queued=self._max
-        )
-
-    def put(self, *names: str, key: str = "", ttl_s: float = 1e6, notify: str = "") -> None:
-        """Put jobs with these ids."""
-        self.store.put([new_job(n, key=key, ttl_s=ttl_s, notify=notify) for n in names])
-
-    def claim(self, owner: str = "a", n: int = 1) -> list[Lease]:
-        """Claim with a lease of ten seconds."""
-        return self.store.claim(_E, owner, n=n, lease_s=10.0)
-
-    def one(self, owner: str = "a") -> Lease:
-        """Claim exactly one."""
-        leases = self.claim(owner)
-        assert len(leases) == 1, f"claim(n=1) must hand out the one due job; got {leases}"
-        return leases[0]
-
-    def state(self, job: str) -> JobState:
-        """Return the state of a job."""
-        found = self.store.get(job)
-        assert found is not None, f"get({job!r}) must find a job that was put"
-        return found.state
-
-
-def new_job(name: str, *, key: str = "", ttl_s: float = 1e6, notify: str = "") -> NewJob:
-    """Return a job whose body is its name."""
-    return NewJob(name, _E, f"out/{name}", name.encode(), "", key, "", ttl_s, 60.0, notify)
 
 
 def check_job_store(open_store: OpenStore) -> None:
@@ -95,8 +16,9 @@ def check_job_store(open_store: OpenStore) -> None:
 
     What is checked: first in, first out; idempotency keys; all or none; leases, their fences and
     their end; heartbeats; back-off and the dead letter; suspects alone, quarantine; cancellation;
-    ttl; counts; notices; retention; that a wall clock that jumps a year changes nothing and that a
-    restart of the machine ends every lease; that no job is handed to two of many threads.
+    ttl; counts; notices; retention; dead jobs put back; that a wall clock that jumps a year
+    changes nothing and that a restart of the machine ends every lease; that no job is handed to two
+    of many threads.
 
     Args:
         open_store: Opens a store of the driver.
@@ -393,4 +315,5 @@ def _race(b: Bench) -> None:
 _CHECKS: tuple[Callable[[Bench], None], ...] = (
     _order, _keys, _quota, _fence, _publishing_fails, _heartbeat, _failures, _refusal, _poison,
     _released, _cancelling, _ttl, _counting, _jump, _restart, _telling, _retention, _race,
+    *RETRY_CHECKS,
 )  # fmt: skip

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ingot.core.errors import ServeError
+from ingot.core.units import show_number
 
 Action = Literal["wake", "out", "in", "hold"]
 _NEVER = -math.inf
@@ -161,10 +162,11 @@ class ScalingPolicy:
 
     def _more(self, seen: Seen, memory: Memory, wanted: int) -> Decision:
         if seen.instances < self.min_instances:
-            reason = f"at least {self.min_instances} instances shall run"
+            reason = f"at least {show_number(self.min_instances, 'instance')} shall run"
             return Decision(seen, "out", max(wanted, self.min_instances), reason, memory)
         if seen.instances == 0:
-            return Decision(seen, "wake", wanted, f"{seen.backlog} jobs and no instance", memory)
+            reason = f"{show_number(seen.backlog, 'job')} and no instance"
+            return Decision(seen, "wake", wanted, reason, memory)
         left = memory.out_s + self.out_cooldown_s - seen.time_s
         why = f"backlog per instance {seen.per_instance:.3g} above {self.target:g}"
         if left > 0:
@@ -173,9 +175,10 @@ class ScalingPolicy:
         return Decision(seen, "out", wanted, why, replace(memory, out_s=seen.time_s))
 
     def _fewer(self, seen: Seen, memory: Memory, wanted: int) -> Decision:
-        why = f"backlog per instance {seen.per_instance:.3g}, {wanted} instances would do"
+        enough = show_number(wanted, "instance")
+        why = f"backlog per instance {seen.per_instance:.3g}, {enough} would do"
         if seen.instances > self.max_instances:
-            reason = f"at most {self.max_instances} instances shall run"
+            reason = f"at most {show_number(self.max_instances, 'instance')} shall run"
             return Decision(seen, "in", self.max_instances, reason, memory)
         if not self.can_scale_in:
             return Decision(seen, "hold", seen.instances, f"{why}; scale-in is off", memory)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from job_sessions import BREAK
 from job_words import JOBS, request_of, wait_for
 
 from ingot.serve.access.keys import KeyStore
@@ -246,6 +247,37 @@ def test_a_job_is_cancelled_after_a_confirmation(urls, opened):
     assert not before
     state = httpx.get(f"{urls.jobs}{JOBS}/{job}", trust_env=False).json()["state"]
     assert state == "cancelled"
+
+
+def test_a_dead_job_and_then_all_the_dead_are_retried_after_a_confirmation(urls, opened):
+    job = put_job(urls, BREAK)
+    status = f"{urls.jobs}{JOBS}/{job}"
+    page = opened(390)
+    page.goto(f"{urls.jobs}/console/jobs/{job}")
+    page.locator(".state-dead").first.wait_for()
+    button = page.get_by_role("button", name="Yes, retry it")
+    before = button.is_visible()
+    page.get_by_text("Retry this job").click()
+    button.click()
+    attempt = wait_for_death(status, after=3)
+    page.goto(f"{urls.jobs}/console/jobs?state=dead")
+    page.get_by_text("Retry all dead jobs").click()
+    page.get_by_role("button", name="Yes, retry all").click()
+    page.wait_for_url("**/console/jobs")
+
+    assert not before
+    assert attempt == 6  # three tries, and three more
+    assert wait_for_death(status, after=6) == 9
+
+
+def wait_for_death(status, after):
+    """Return the attempts of a job once it has died with more than some."""
+
+    def died():
+        found = httpx.get(status, trust_env=False).json()
+        return found["attempt"] if found["state"] == "dead" and found["attempt"] > after else 0
+
+    return wait_for(died)
 
 
 def test_signing_in_and_out(opened, endpoint, settings, tmp_path):

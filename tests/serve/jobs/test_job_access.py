@@ -48,6 +48,7 @@ def test_jobs_ask_for_a_key_and_health_does_not(ask, keys):
     assert ask("GET", f"{JOBS}/{job}/result", read).status_code == 403
     assert ask("GET", f"{JOBS}/{job}/result", infer).status_code == 200
     assert ask("DELETE", f"{JOBS}/{job}", read).status_code == 403
+    assert ask("POST", f"{JOBS}/{job}/retry", read).status_code == 403
     assert ask("GET", "/v2/health/ready").status_code == 200
 
 

@@ -6,16 +6,18 @@ from dataclasses import replace
 
 import httpx
 import pytest
-from job_words import JOBS, request_of
+from job_sessions import BREAK, HANG
+from job_words import JOBS, request_of, wait_for
 
 from ingot.serve.access.keys import KeyStore
 from ingot.serve.console.page import Visit
 from ingot.serve.console.rendering import Renderer
 from ingot.serve.endpoint import Access
 from ingot.serve.jobs.console import JobPages
+from ingot.serve.jobs.console_actions import JobActions
 from ingot.serve.jobs.decisions import DecisionLog
 from ingot.serve.jobs.desk import JobDesk
-from ingot.serve.jobs.job import NewJob
+from ingot.serve.jobs.job import JobState, NewJob
 from ingot.serve.jobs.server import serve_jobs_in_thread
 from ingot.serve.problems import RequestError
 from ingot.twin.policy import Memory, ScalingPolicy, Seen
@@ -152,10 +154,10 @@ def guarded(endpoint, settings, tmp_path):
         yield client, keys
 
 
-def slow_job(client, key, **more):
-    """Put a job that takes its instance a while, and return its id."""
+def slow_job(client, key, values=(HANG, 0.0), **more):
+    """Put a job, by itself one that takes its instance a while, and return its id."""
     headers = {"authorization": f"Bearer {key}"}
-    answer = client.post(JOBS, json=request_of(-4.0, 0.0) | more, headers=headers)
+    answer = client.post(JOBS, json=request_of(*values) | more, headers=headers)
     return answer.json()["job"]
 
 
@@ -195,6 +197,18 @@ def test_a_button_needs_what_the_api_needs(guarded):
     assert client.get(f"/console/jobs/{job}.json").json()["job"]["state"] != "cancelled"
 
 
+def dead_job(client, key):
+    """Put a job that its engine cannot answer, wait for its death, and return its id."""
+    job = slow_job(client, key, values=(BREAK, 0.0))
+    wait_for(lambda: state_of(client, key, job) == "dead")
+    return job
+
+
+def state_of(client, key, job):
+    found = client.get(f"{JOBS}/{job}", headers={"authorization": f"Bearer {key}"})
+    return found.json()["state"]
+
+
 def test_what_callers_write_is_text(guarded):
     client, keys = guarded
     job = slow_job(client, keys["infer"], id=HOSTILE)
@@ -204,6 +218,60 @@ def test_what_callers_write_is_text(guarded):
         text = client.get(path).text
         assert HOSTILE not in text
         assert "&lt;/td&gt;&lt;script&gt;" in text
+
+
+def test_a_dead_job_is_retried_with_its_token_only(guarded):
+    client, keys = guarded
+    job = dead_job(client, keys["infer"])
+    sign_in(client, keys["infer"])
+    page = client.get(f"/console/jobs/{job}")
+    forged = client.post(f"/console/jobs/{job}/retry", data={"token": "0" * 64})
+    before = state_of(client, keys["infer"], job)
+    done = client.post(f"/console/jobs/{job}/retry", data={"token": token_of(page)})
+    after = client.get(f"/console/jobs/{job}.json").json()["job"]
+
+    assert "Retry this job" in page.text
+    assert (forged.status_code, before) == (403, "dead")
+    assert done.headers["location"] == f"/console/jobs/{job}"
+    assert after["note"].startswith("retried after ")
+
+
+@pytest.mark.parametrize("path", ["/console/jobs/{job}/retry", "/console/jobs/retry-dead"])
+def test_retrying_needs_what_the_api_needs(guarded, path):
+    client, keys = guarded
+    job = dead_job(client, keys["infer"])
+    sign_in(client, keys["read"])
+    pages = [client.get(f"/console/jobs/{job}"), client.get("/console/jobs?state=dead")]
+    answer = client.post(path.format(job=job), data={"token": token_of(pages[0])})
+
+    assert all("Retry" not in page.text for page in pages)
+    assert answer.status_code == 403
+    assert state_of(client, keys["infer"], job) == "dead"
+
+
+def test_retrying_all_leaves_no_page_of_the_dead_out(desk, pages, monkeypatch):
+    monkeypatch.setattr("ingot.serve.jobs.console_actions._AT_ONCE", 2)
+    names = [f"j{i}" for i in range(5)]
+    put(desk, *names)
+    for _ in names:
+        kill(desk, "it broke")
+    shown = read(pages.jobs, state="dead").can_retry, read(pages.jobs).can_retry
+    read(JobActions(desk).retry_dead)
+
+    assert shown == (True, False)
+    assert desk.store.counts(desk.name)[JobState.DEAD] == 0
+    leases = desk.store.claim(desk.name, "owner", n=9, lease_s=60.0)
+    assert [lease.job for lease in leases] == names  # the first put comes first again
+
+
+def test_retrying_more_than_may_wait_says_so(desk, monkeypatch):
+    put(desk, "one")
+    kill(desk, "it broke")
+    monkeypatch.setattr(desk.store, "_max_queued", 0)
+
+    with pytest.raises(RequestError, match="At most 0 jobs may wait") as caught:
+        read(JobActions(desk).retry, path={"job": "one"})
+    assert caught.value.status == 429
 
 
 def test_an_error_text_is_text(desk, pages):

@@ -24,7 +24,7 @@ from ingot.serve.jobs.origin import Origin, read_origin
 from ingot.serve.jobs.server import serve_jobs_in_thread
 from ingot.serve.jobs.sqlite_store import SqliteJobStore
 from ingot.serve.problems import RequestError
-from ingot.testing.check_job_store import new_job
+from ingot.testing.job_bench import new_job
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

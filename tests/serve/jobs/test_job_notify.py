@@ -12,7 +12,7 @@ import pytest
 from ingot.serve.jobs.notify import Notifier, check_url, choose_address, read_key, sign
 from ingot.serve.jobs.sqlite_store import SqliteJobStore
 from ingot.serve.problems import RequestError
-from ingot.testing.check_job_store import ManualClock, new_job
+from ingot.testing.job_bench import ManualClock, new_job
 
 KEY = b"0123456789abcdef"
 

@@ -21,7 +21,8 @@ from ingot.serve.jobs.job import JobState, StoreError
 from ingot.serve.jobs.postgres_store import PostgresJobStore
 from ingot.serve.jobs.server import serve_jobs_in_thread
 from ingot.serve.jobs.settings import AsyncSettings
-from ingot.testing.check_job_store import check_job_store, new_job
+from ingot.testing.check_job_store import check_job_store
+from ingot.testing.job_bench import new_job
 from ingot.testing.kill_jobs import kill_jobs
 from ingot.twin.policy import ScalingPolicy
 

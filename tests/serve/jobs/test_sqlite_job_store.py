@@ -6,7 +6,8 @@ import pytest
 from ingot.serve.jobs import disks, sqlite_schema
 from ingot.serve.jobs.job import JobState, NewJob, RetryPolicy, StoreError
 from ingot.serve.jobs.sqlite_store import SqliteJobStore
-from ingot.testing.check_job_store import check_job_store, new_job
+from ingot.testing.check_job_store import check_job_store
+from ingot.testing.job_bench import new_job
 from ingot.testing.kill_jobs import kill_jobs
 
 

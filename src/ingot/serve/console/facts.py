@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ingot.core.errors import IngotError
-from ingot.core.units import show_bytes
+from ingot.core.units import show_bytes, show_number
 from ingot.models.model import TensorSpec
 from ingot.registry.version import Version
 from ingot.serve.datatypes import wire_name
@@ -119,7 +119,7 @@ def limits_of(endpoint: Endpoint) -> list[tuple[str, str]]:
     ]
     if endpoint.batching is not None:
         rows, wait = endpoint.batching.max_rows, endpoint.batching.max_wait_ms
-        found.append(("Batching", f"up to {rows} rows, waits {wait:g} ms"))
+        found.append(("Batching", f"up to {show_number(rows, 'row')}, waits {wait:g} ms"))
     return found
 
 

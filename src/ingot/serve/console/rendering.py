@@ -11,7 +11,7 @@ import msgspec
 
 from ingot.core.digest import short
 from ingot.core.extras import need
-from ingot.core.units import show_bytes, show_count, show_ms
+from ingot.core.units import show_bytes, show_count, show_ms, show_number
 from ingot.serve.console.charts import svg_path
 from ingot.serve.console.page import ROOT, Content, Section
 
@@ -63,6 +63,7 @@ class Renderer:
         self._templates.filters.update(
             ms=_ms, rate=_rate, percent=_percent, size=show_bytes, count=_count, short=short,
             ago=_ago, iso=_iso, absolute=_absolute, span=_span, quantity=_quantity, path=svg_path,
+            number=show_number,
         )  # fmt: skip
         self._templates.globals.update(
             root=ROOT, sections=list(sections), has_sessions=has_sessions, static=static_url,

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from ingot.core.errors import EngineError, IngotError, ServeError
+from ingot.core.units import show_number
 from ingot.data.data import Array
 from ingot.runtime.generation.batcher import Batcher, Crowded, Handle, Load
 from ingot.runtime.generation.decoding import Decoding
@@ -229,7 +230,8 @@ def check_generation(endpoint: Endpoint) -> None:
     if endpoint.workers or endpoint.batching is not None:
         raise ServeError(
             f"{label} writes texts in the server's own process, many in one step already; got "
-            f"{endpoint.workers} workers and batching {endpoint.batching}. Leave both out."
+            f"{show_number(endpoint.workers, 'worker')} and batching {endpoint.batching}. "
+            "Leave both out."
         )
     least = {"cache_tokens": 1, "most_running": 1, "most_waiting": 1, "step_tokens": 0}
     for name, low in least.items():

@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 from ingot.core.digest import digest_bytes
 from ingot.core.errors import EngineError, ServeError
+from ingot.core.units import show_number
 from ingot.runtime.engine import Session
 from ingot.serve.endpoint import Endpoint
 from ingot.serve.jobs.job import Lease
@@ -114,7 +115,7 @@ class Worker:
             done += 1
         if not done:
             raise RequestError("A file of JSON lines must hold a request; it holds none. Fill it.")
-        return f"{done} lines, {failed} failed"
+        return f"{show_number(done, 'line')}, {failed} failed"
 
     def _infer(self, body: bytes) -> bytes:
         version = self.endpoint.version

@@ -89,7 +89,7 @@ class _Pages:
         self._gate, self._limits = around.gate, around.limits
 
     async def admit(self, request: "Request", action: str = "") -> None:
-        """Let the caller pass, or raise: who puts or cancels must be allowed to infer."""
+        """Let the caller pass, or raise: who puts, cancels or retries must be allowed to infer."""
         caller = await self.identify(request, action)
         if self._limits is not None and not action:
             self._limits.take(caller, address_of(request.scope["client"]))

@@ -18,9 +18,18 @@ from ingot.core.errors import ServeError
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _ENDS = frozenset({"succeeded", "dead", "cancelled", "expired"})
 _AGAIN_S = 0.5
+_PAGE = 1000
 
 
 # Any below is parsed JSON; what it holds is the endpoint's promise, see docs/how-to/async.md.
+class RefusedError(ServeError):
+    """A server refused; `status` is the HTTP status that says why."""
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 @dataclass(frozen=True, slots=True)
 class JobClient:
     """Jobs of one model on one server.
@@ -59,9 +68,31 @@ class JobClient:
         """Cancel a job that has not ended and return its status."""
         return self._json("DELETE", f"/{quote(job, safe='')}")
 
-    def jobs(self, *, state: str | None = None, limit: int = 100) -> dict[str, Any]:
-        """Return the newest jobs, and counts by state."""
+    def retry(self, job: str) -> dict[str, Any]:
+        """Put a dead job back in the queue, with all its tries, and return its status.
+
+        Raises:
+            RefusedError: It is not dead (409), or the server refused for another reason.
+        """
+        return self._json("POST", f"/{quote(job, safe='')}/retry")
+
+    def dead(self) -> list[str]:
+        """Return the ids of all jobs that are dead, those put first before others."""
+        found: list[str] = []
+        after: str | None = None
+        while True:
+            page = self.jobs(state="dead", limit=_PAGE, after=after)
+            found += [job["job"] for job in page["jobs"]]
+            after = page["after"]
+            if after is None:
+                return found[::-1]
+
+    def jobs(
+        self, *, state: str | None = None, limit: int = 100, after: str | None = None
+    ) -> dict[str, Any]:
+        """Return the newest jobs, or those older than the job `after`, and counts by state."""
         query = {"limit": str(limit)} | ({"state": state} if state else {})
+        query |= {"after": after} if after else {}
         return self._json("GET", "?" + urlencode(query))
 
     def result(self, job: str) -> bytes:
@@ -132,8 +163,8 @@ class JobClient:
             return closing(_OPENER.open(request, timeout=self.timeout_s))
         except urllib.error.HTTPError as error:
             with error:
-                raise ServeError(
-                    f"{address} answered {error.code}: {_words(error.read())}"
+                raise RefusedError(
+                    f"{address} answered {error.code}: {_words(error.read())}", status=error.code
                 ) from error
         except (OSError, http.client.HTTPException) as error:
             raise ServeError(

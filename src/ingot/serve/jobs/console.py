@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ingot.core.names import suggest
-from ingot.core.units import show_bytes
+from ingot.core.units import show_bytes, show_number
 from ingot.serve.console.charts import Chart, Line
 from ingot.serve.console.facts import VersionFacts, curl_line, read_facts
-from ingot.serve.console.page import Action, Page, Section, Visit
+from ingot.serve.console.page import Page, Section, Visit
 from ingot.serve.console.site import Console
+from ingot.serve.jobs.console_actions import JobActions, find_job
 from ingot.serve.jobs.decisions import Recorded
 from ingot.serve.jobs.desk import JobDesk
 from ingot.serve.jobs.job import MAX_INLINE_BYTES, MAX_TIMEOUT_S, Job, JobState
@@ -99,7 +100,7 @@ class JobsEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class JobList:
-    """Jobs, the newest first, and where the next ones are."""
+    """Jobs, the newest first, where the next ones are, and whether all the dead can be put back."""
 
     title: str
     summary: str
@@ -110,6 +111,7 @@ class JobList:
     jobs: tuple[Job, ...]
     after: str
     next: str
+    can_retry: bool
     charts: tuple[Chart, ...] = ()
 
 
@@ -125,6 +127,7 @@ class JobContent:
         path: Of its status in the API.
         curl: A line for a shell that fetches its result.
         can_cancel: Whether it has not ended and the visitor may cancel it.
+        can_retry: Whether it is dead and the visitor may put it back.
         is_open: Whether a browser may fetch the result without a key.
         charts: None.
     """
@@ -136,6 +139,7 @@ class JobContent:
     path: str
     curl: str
     can_cancel: bool
+    can_retry: bool
     is_open: bool
     charts: tuple[Chart, ...] = ()
 
@@ -246,6 +250,7 @@ class JobPages:
             "Jobs", ", ".join(f"{n} {one}" for one, n in numbers if n) or "no jobs",
             self._clock(), self._desk.name, state, numbers, tuple(found), after,
             found[-1].id if len(found) == size else "",
+            state == JobState.DEAD and bool(found) and visit.may("infer", self._desk.name),
         )  # fmt: skip
 
     async def job(self, visit: Visit) -> JobContent:
@@ -255,21 +260,15 @@ class JobPages:
             RequestError: There is none (404), or it is not for this visitor (403).
         """
         visit.need("read", self._desk.name)
-        job = await self._found(visit)
+        job = await find_job(self._desk, visit)
         path = job_path(job.endpoint, job.id)
+        may = visit.may("infer", self._desk.name)
         proof = ' -H "Authorization: Bearer $INGOT_TOKEN"' if visit.is_known else ""
         return JobContent(
             f"Job {job.id[:8]}", f"job {job.state.value}, attempt {job.attempt}", self._clock(),
             job, path, f"curl '{visit.base_url}{path}/result'{proof} -o result.json",
-            not job.state.is_end and visit.may("infer", self._desk.name), not visit.is_known,
+            not job.state.is_end and may, job.state is JobState.DEAD and may, not visit.is_known,
         )  # fmt: skip
-
-    async def cancel(self, visit: Visit) -> str:
-        """Cancel a job; one that has ended meanwhile stays as it is, and its page says so."""
-        visit.need("infer", self._desk.name)
-        job = await self._found(visit)
-        await self._desk.ask(self._desk.store.cancel, job.id)
-        return f"/jobs/{job.id}"
 
     async def scaling(self, visit: Visit) -> Scaling:
         """Return the newest decisions and the charts.
@@ -290,16 +289,6 @@ class JobPages:
     @cached_property
     def _facts(self) -> VersionFacts:
         return read_facts(self._desk.endpoint, _limits(self._desk.settings))
-
-    async def _found(self, visit: Visit) -> Job:
-        job = await self._desk.get(visit.path["job"])
-        if job is None:
-            raise RequestError(
-                "A job must be known to this endpoint; this one is not. It may have been forgotten "
-                "after its retention. Look for it among all jobs.",
-                status=404,
-            )
-        return job
 
     async def _decisions(self, limit: int) -> list[Recorded]:
         read = self._desk.decisions.read
@@ -335,8 +324,7 @@ def console_of_jobs(desk: JobDesk, *, instances: Callable[[], int]) -> Console:
         Section("Endpoints", "/endpoints"), Section("Jobs", "/jobs"),
         Section("Scaling", "/scaling"),
     )  # fmt: skip
-    actions = (Action("/jobs/{job}/cancel", made.cancel),)
-    return Console(sections, made.pages, lambda: desk.is_draining, actions)
+    return Console(sections, made.pages, lambda: desk.is_draining, JobActions(desk).actions)
 
 
 def _state(desk: JobDesk) -> tuple[str, str]:
@@ -365,7 +353,8 @@ def _limits(settings: AsyncSettings) -> list[tuple[str, str]]:
 
 def _summary(row: JobsRow) -> str:
     waiting = f"{row.queued} queued, {row.running} running"
-    return f"{row.name} is {row.state}: {waiting}, {row.instances} of {row.most} instances"
+    most = show_number(row.most, "instance")
+    return f"{row.name} is {row.state}: {waiting}, {row.instances} of {most}"
 
 
 def _charts(decisions: Sequence[Recorded], since: float) -> tuple[Chart, ...]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -179,6 +179,18 @@ class JobDesk:
         placed = await asked.answer
         self._wake()
         return placed
+
+    async def retry(self, jobs: Sequence[str]) -> list[str]:
+        """Put dead jobs back in the queue; return those that were dead.
+
+        Raises:
+            QuotaError: Too many would wait; none is put back.
+            StoreError: They cannot be changed.
+        """
+        revived = await self.ask(self.store.requeue, jobs)
+        if revived:
+            self._wake()
+        return revived
 
     async def get(self, job: str) -> Job | None:
         """Return a job of this endpoint, or None."""

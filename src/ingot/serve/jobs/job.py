@@ -19,7 +19,7 @@ class QuotaError(ServeError):
 
 
 class JobState(StrEnum):
-    """Where a job stands. The last four are ends: an ended job never changes again."""
+    """Where a job stands. The last four are ends; of them only the dead can be put back."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -94,8 +94,8 @@ class Job:
         endpoint: Name of the model.
         state: Where it stands.
         attempt: How often it was handed out; the fence of its lease.
-        failures: How many attempts failed in words.
-        lapses: How many attempts ended without a word: a dead process, a lost lease.
+        failures: How many attempts failed in words, since it was put or put back.
+        lapses: How many since then ended without a word: a dead process, a lost lease.
         created: When it was accepted.
         started: When the latest attempt began; 0 before the first.
         ended: When it ended; 0 before.
@@ -104,7 +104,8 @@ class Job:
         caller_id: The caller's own name for it.
         error: Why the latest attempt failed; empty if none did.
         result_bytes: Size of the result.
-        note: What the result says about itself in a few words, e.g. `12 lines, 1 failed`.
+        note: What the result says about itself in a few words, e.g. `12 lines, 1 failed`. If it
+            says nothing, of a job that was put back, why it had died.
         notice: Of its notification: empty (none asked), `pending`, `delivered` or `failed`.
         origin: Who put it and why.
     """
@@ -165,11 +166,16 @@ class Notice:
         job: Id of the job.
         url: Who is told.
         tries: How often it was tried, this time included.
+        attempt: Attempts of the job when it ended; with `state` it tells one end of a job that was
+            put back from its next.
+        state: How it ended.
     """
 
     job: str
     url: str
     tries: int
+    attempt: int
+    state: JobState
 
 
 @dataclass(frozen=True, slots=True)

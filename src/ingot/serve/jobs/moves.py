@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from ingot.core.units import show_number
 from ingot.serve.jobs.clock import Clock
 from ingot.serve.jobs.job import JobState, Lease, RetryPolicy
 
+_REASON_LENGTH = 200  # of the reason of a death, in the note of a job that was put back
 FENCE = "id = ? AND state = 'running' AND owner = ? AND attempt = ?"
 
 
@@ -42,8 +44,9 @@ class Moves:
         """End a job; whoever asked for a notice will be told."""
         now = self._clock.steady()
         self._db.execute(
-            "UPDATE jobs SET state = ?, owner = '', due = ?, ended = ?, result_bytes = ?, note = ?,"
-            " notice_due = ?, notice = CASE notify WHEN '' THEN '' ELSE 'pending' END"
+            "UPDATE jobs SET state = ?, owner = '', due = ?, ended = ?, result_bytes = ?,"
+            " note = coalesce(nullif(?, ''), note), notice_due = ?,"
+            " notice = CASE notify WHEN '' THEN '' ELSE 'pending' END"
             " WHERE seq = ?",
             (state.value, now, self._clock.wall(), size_bytes, note, now, seq),
         )
@@ -63,6 +66,26 @@ class Moves:
             " WHERE seq = ?",
             (due, due, seq),
         )
+
+    def revive(self, job: str) -> bool:
+        """Put a dead job back, with all its tries; say whether it was dead.
+
+        Its attempts go on being counted: they fence it against whoever held it before it died.
+        """
+        row = self._db.execute(
+            "SELECT seq, attempt, error FROM jobs WHERE id = ? AND state = 'dead'", (job,)
+        ).fetchone()
+        if row is None:
+            return False
+        seq, attempt, error = row
+        note = f"retried after {show_number(attempt, 'attempt')}: {error}"
+        self._db.execute(
+            "UPDATE jobs SET failures = 0, lapses = 0, ended = 0, note = ?, notice = '',"
+            " notice_tries = 0 WHERE seq = ?",
+            (note[:_REASON_LENGTH], seq),
+        )
+        self.requeue(seq, 0.0)
+        return True
 
     def expire(self, endpoint: str) -> None:
         """End the jobs that nobody started within their ttl."""

@@ -138,7 +138,7 @@ def event_of(job: Job) -> dict[str, Json]:
     """Return the CloudEvent that tells how a job ended."""
     return {
         "specversion": "1.0",
-        "id": f"{job.id}.{job.state.value}",
+        "id": f"{job.id}.{job.attempt}.{job.state.value}",
         "source": f"/v2/models/{job.endpoint}/jobs",
         "type": f"io.ingot.job.{job.state.value}",
         "subject": job.id,
@@ -188,7 +188,7 @@ class Notifier:
 
     def _tell_one(self, notice: Notice) -> None:
         job = self._store.get(notice.job)
-        if job is None:
+        if job is None or not job.state.is_end:  # forgotten, or put back meanwhile
             return
         try:
             status = self._post(notice.url, event_of(job))

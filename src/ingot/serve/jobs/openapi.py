@@ -85,6 +85,9 @@ def describe_jobs(endpoint: Endpoint) -> Schema:
             "get": _operation("status", {200: _shown(name)}, (), [job]),
             "delete": _operation("cancel", {200: _shown(name)}, (409,), [job]),
         },
+        jobs + "/{job}/retry": {
+            "post": _operation("retry", {200: _shown(name)}, (409,), [job]),
+        },
         jobs + "/{job}/result": {"get": _operation("result", {200: _result()}, (409,), [job])},
         jobs + "/{job}/events": {"get": _operation("events", {200: _events()}, (), [job])},
         f"{model}/stats": stats_page(),
@@ -114,7 +117,7 @@ def _submit(endpoint: Endpoint) -> Schema:
     }
     accepted["links"] = {
         operation: {"operationId": operation, "parameters": {"job": "$response.body#/job"}}
-        for operation in ("status", "cancel", "result", "events")
+        for operation in ("status", "cancel", "retry", "result", "events")
     }
     found = _operation("submit", {202: accepted}, (400, 413, 415, 422, 507), [key])
     body = json_body(

@@ -119,6 +119,19 @@ class JobStore(Protocol):
         """End a job that has not ended; return it as it then is, or None if there is none."""
         ...
 
+    def requeue(self, jobs: Sequence[str]) -> list[str]:
+        """Put dead jobs back in the queue, due at once; return those that were dead, in this order.
+
+        Only the dead letter keeps its requests, so a job at another end stays there, as do jobs
+        that wait or run. A job that was put back has all its tries and a whole ttl again, says in
+        its note why it had died, and its next end is told anew. Its attempts are counted on, so
+        that whoever held it before it died passes no fence.
+
+        Raises:
+            QuotaError: More jobs would wait than this store accepts; none is put back.
+        """
+        ...
+
     def next_due_s(self, endpoint: str) -> float | None:
         """Return the seconds until a job waits that can be claimed; None without any job."""
         ...
@@ -128,7 +141,10 @@ class JobStore(Protocol):
         ...
 
     def settle(self, notice: Notice, *, delivered: bool, again_in_s: float | None = None) -> None:
-        """Say how telling went: delivered, to be tried again in some time, or given up."""
+        """Say how telling went: delivered, to be tried again in some time, or given up.
+
+        Of a job that was put back meanwhile it changes nothing: its next end is still to be told.
+        """
         ...
 
     def stale(self, *, retention_s: float, max_bytes: int, limit: int) -> list[Job]:

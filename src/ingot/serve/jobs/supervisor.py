@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
 from ingot.core.errors import IngotError, ServeError
+from ingot.core.units import show_number
 from ingot.serve.endpoint import Endpoint
 from ingot.serve.jobs.decisions import DecisionLog
 from ingot.serve.jobs.instance import FAILED, IDLE, READY, STOP, WORK, modules_of, run_instance
@@ -252,11 +253,13 @@ class Supervisor:
                 if group is self._active:
                     self._note_death(instance, before, held)
                 elif held:
-                    log.warning("an instance that was leaving died with %d jobs", held)
+                    jobs = show_number(held, "job")
+                    log.warning("an instance that was leaving died with %s", jobs)
 
     def _note_death(self, instance: _Instance, before: int, held: int) -> None:
         code = instance.child.exitcode
-        when = f"with {held} jobs in hand" if instance.is_ready else "before it was ready"
+        in_hand = f"with {show_number(held, 'job')} in hand"
+        when = in_hand if instance.is_ready else "before it was ready"
         reason = f"an instance ended by itself {when} (exit {code}) {self._failure}".rstrip()
         log.error("%s: %s", self._name, reason)
         self._decisions.died(self._name, before=before, backlog=self._backlog(), reason=reason)

@@ -71,13 +71,15 @@ class TableJobStore(abc.ABC):
         with self._write():
             waiting = self._count("queued")
             placed = [self._put(job) for job in jobs]
-            added = sum(found.is_new for found in placed)
-            if waiting + added > self._max_queued and added:
-                raise QuotaError(
-                    f"At most {self._max_queued:,} jobs may wait; {waiting:,} do. "
-                    "Ask again later, or raise the quota."
-                )
+            self._need_quota(waiting, sum(found.is_new for found in placed))
         return placed
+
+    def _need_quota(self, waiting: int, added: int) -> None:
+        if waiting + added > self._max_queued and added:
+            raise QuotaError(
+                f"At most {self._max_queued:,} jobs may wait; {waiting:,} do. "
+                "Ask again later, or raise the quota."
+            )
 
     def _put(self, job: NewJob) -> Placed:
         if job.idempotency_key:
@@ -242,6 +244,14 @@ class TableJobStore(abc.ABC):
         self._tell(ended)
         return self.get(job)
 
+    def requeue(self, jobs: Sequence[str]) -> list[str]:
+        """Put dead jobs back; see `JobStore.requeue`."""
+        with self._write():
+            waiting = self._count("queued")
+            revived = [job for job in jobs if self._moves.revive(job)]
+            self._need_quota(waiting, len(revived))
+        return revived
+
     def next_due_s(self, endpoint: str) -> float | None:
         """Return the seconds until something can be claimed; see `JobStore.next_due_s`."""
         with self._read():
@@ -258,7 +268,7 @@ class TableJobStore(abc.ABC):
         del owner  # told at least once: receivers know repeats by the id of the event
         now = self._clock.steady()
         query = (
-            "SELECT seq, id, notify, notice_tries + 1 FROM jobs"
+            "SELECT seq, id, notify, notice_tries + 1, attempt, state FROM jobs"
             " WHERE notice = 'pending' AND notice_due <= ? ORDER BY notice_due LIMIT ?"
         )
         with self._read():
@@ -271,16 +281,21 @@ class TableJobStore(abc.ABC):
                     "UPDATE jobs SET notice_due = ?, notice_tries = notice_tries + 1 WHERE seq = ?",
                     (now + lease_s, row[0]),
                 )
-        return [Notice(*row[1:]) for row in rows]
+        return [
+            Notice(job, url, tries, attempt, JobState(state))
+            for _, job, url, tries, attempt, state in rows
+        ]
 
     def settle(self, notice: Notice, *, delivered: bool, again_in_s: float | None = None) -> None:
         """Say how telling went; see `JobStore.settle`."""
         state = "delivered" if delivered else "failed" if again_in_s is None else "pending"
         with self._write():
             self._db.execute(
-                "UPDATE jobs SET notice = ?, notice_due = ? WHERE id = ? AND notice = 'pending'",
-                (state, self._clock.steady() + (again_in_s or 0.0), notice.job),
-            )
+                "UPDATE jobs SET notice = ?, notice_due = ? WHERE id = ? AND notice = 'pending'"
+                " AND attempt = ? AND state = ?",
+                (state, self._clock.steady() + (again_in_s or 0.0), notice.job, notice.attempt,
+                 notice.state.value),
+            )  # fmt: skip
 
     def stale(self, *, retention_s: float, max_bytes: int, limit: int) -> list[Job]:
         """Return ended jobs to be forgotten; see `JobStore.stale`."""

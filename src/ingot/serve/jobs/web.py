@@ -74,6 +74,7 @@ def job_routes(
         for path, by_method in (
             (jobs, {"POST": pages.submit, "GET": pages.listing}),
             (jobs + "/{job}", {"GET": pages.status, "DELETE": pages.cancel}),
+            (jobs + "/{job}/retry", {"POST": pages.retry}),
             (jobs + "/{job}/result", {"GET": pages.result}),
             (jobs + "/{job}/events", {"GET": pages.events}),
             ("/v2/models/{name}/scaling", {"GET": pages.scaling}),
@@ -100,11 +101,15 @@ def _guarded(desk: JobDesk, by_method: Mapping[str, Page], admit: Admit | None) 
             return problem(429, str(error), {"retry-after": "5"})
         except StoreError as error:
             log.error("%s %s: %s", request.method, request.url.path, error)
-            if request.method == "POST":
+            if _is_put(request):
                 return problem(507, _NOT_KEPT, {"retry-after": "30"})
             return problem(503, _NOT_READ, {"retry-after": "30"})
 
     return answer
+
+
+def _is_put(request: "Request") -> bool:
+    return request.method == "POST" and "job" not in request.path_params
 
 
 def _watched(desk: JobDesk, page: Page, refused: Callable[[End], None] | None) -> Page:
@@ -115,7 +120,7 @@ def _watched(desk: JobDesk, page: Page, refused: Callable[[End], None] | None) -
     async def answer(request: "Request") -> "Response":
         arrived = time.time()
         response = await page(request)
-        if request.method == "POST" and response.status_code >= HTTPStatus.BAD_REQUEST:
+        if _is_put(request) and response.status_code >= HTTPStatus.BAD_REQUEST:
             client = getattr(request.state, "client", "")
             try:
                 origin = read_origin(request.headers, client)
@@ -198,6 +203,18 @@ class _Pages:
             words = f"A job can be cancelled until it ends; this one is {state}. Nothing was done."
             return problem(409, words)
         return json_answer(show_job(ended))
+
+    async def retry(self, request: "Request") -> "Response":
+        job = await self._job(request)
+        revived = await self._desk.retry([job.id])
+        found = await self._job(request)
+        if not revived:
+            words = (
+                "A job can be retried once it is dead, for only the dead keep their requests; this "
+                f"one is {found.state.value}. Nothing was done. "
+            )
+            return problem(409, words + ("Put it anew." if found.state.is_end else "Wait for it."))
+        return json_answer(show_job(found))
 
     async def result(self, request: "Request") -> "Response":
         from starlette.responses import StreamingResponse
