@@ -36,14 +36,16 @@ def server(request, endpoint, settings, doubler):
             yield running
 
 
-def fuzz(url, *words):
+def fuzz(folder, url, *words):
     command = [
         sys.executable, "-m", "schemathesis.cli", "run", url + "/openapi.json", "--seed", "1",
         "--checks", ",".join(CHECKS), "--suppress-health-check", "all", "--max-examples", "15",
         "--request-timeout", "20", "--no-color", *words,
     ]  # fmt: skip
     keep = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=keep)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=keep, cwd=folder
+    )
 
 
 @pytest.mark.parametrize("describe", [describe_jobs, lambda one: openapi([one], version="1")])
@@ -51,9 +53,9 @@ def test_the_document_is_openapi_3_1(endpoint, describe):
     openapi_spec_validator.validate(describe(endpoint))
 
 
-def test_a_fuzzer_that_reads_the_document_finds_nothing(server):
+def test_a_fuzzer_that_reads_the_document_finds_nothing(server, tmp_path):
     # a deadline of a millisecond is rightly a 504, which a fuzzer takes for a failure
-    done = fuzz(server.url, "--header", "ingot-timeout-ms: 60000")
+    done = fuzz(tmp_path, server.url, "--header", "ingot-timeout-ms: 60000")
 
     assert done.returncode == 0, done.stdout[-6000:]
 
@@ -63,6 +65,6 @@ def test_a_fuzzer_finds_nothing_behind_keys(endpoint, settings, tmp_path):
     locked = replace(endpoint, access=Access(tmp_path / "keys.sqlite"))
 
     with serve_jobs_in_thread(locked, settings) as running:
-        done = fuzz(running.url, "--header", f"Authorization: Bearer {key}")
+        done = fuzz(tmp_path, running.url, "--header", f"Authorization: Bearer {key}")
 
     assert done.returncode == 0, done.stdout[-6000:]
