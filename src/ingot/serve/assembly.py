@@ -85,7 +85,7 @@ def assemble(
     limits, desks = open_limits(endpoint), open_desks(served, observations, stack)
     app = build_app(
         served, observations, metrics=metrics, gate=gate, limits=limits, tracer=tracer,
-        desks=desks, more=_console(served, metrics, gate, stack),
+        desks=desks, more=_console(served, metrics, desks, gate, stack),
     )  # fmt: skip
     return Parts(app, workforce, served, desks)
 
@@ -136,7 +136,11 @@ def open_limits(endpoint: Endpoint) -> "RateLimits | None":
 
 
 def _console(
-    served: "Sequence[Served]", metrics: Metrics, gate: "Gate | None", stack: ExitStack
+    served: "Sequence[Served]",
+    metrics: Metrics,
+    desks: Mapping[str, TrafficDesk],
+    gate: "Gate | None",
+    stack: ExitStack,
 ) -> "list[BaseRoute]":
     """Return the routes of the console, fed until the stack is closed; none unless asked for."""
     endpoint = served[0].endpoint
@@ -145,7 +149,7 @@ def _console(
     from ingot.serve.console.endpoints import console_of
     from ingot.serve.console.site import console_routes
 
-    console, feeding = console_of(served, metrics)
+    console, feeding = console_of(served, metrics, desks)
     stack.callback(feeding.stop)
     return console_routes(console, endpoint, gate=gate)
 

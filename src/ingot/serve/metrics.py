@@ -78,10 +78,14 @@ class Metrics:
         return self._more[name]
 
     def samples(self) -> Iterator[tuple[str, dict[str, str], float]]:
-        """Give every number with its name and labels, as Prometheus would read it now."""
-        for family in self._registry.collect():
-            for sample in family.samples:
-                yield sample.name, sample.labels, sample.value
+        """Give requests by status, calls of the engine and what is watched, with their labels.
+
+        Latencies are left out: `stats` has them, and to collect their quantiles takes long.
+        """
+        for family in (self._requests, self._rows, self._reasons, self._live):
+            for one in family.collect():
+                for sample in one.samples:
+                    yield sample.name, sample.labels, sample.value
 
     def text(self) -> bytes:
         """Return every series in Prometheus text format."""
