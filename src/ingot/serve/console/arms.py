@@ -13,7 +13,7 @@ from ingot.serve.traffic.desk import TrafficDesk
 from ingot.twin.conditions import read_condition
 
 RECENT_S = 600.0  # a canary's first step sees few requests a minute
-_DECISIONS = 8
+_DECISIONS, _READ = 8, 40  # shown, and read to find the last look
 _MOST_LINES = 4
 _WORDS = {
     "split": "shares are fixed",
@@ -182,7 +182,7 @@ def read_traffic(desk: TrafficDesk, source: Source, *, may_operate: bool) -> Tra
         may_operate: Whether the visitor may change it.
     """
     # Any: what `describe` gives is JSON
-    found: dict[str, Any] = desk.describe()
+    found: dict[str, Any] = desk.describe(limit=_READ)
     canary = found["canary"]
     look = _last_look(found["decisions"], canary)
     is_in = canary is not None and found["weights"].get(str(canary["version"]), 0) > 0
