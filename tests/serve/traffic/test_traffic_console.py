@@ -5,12 +5,13 @@ import re
 from dataclasses import replace
 
 import httpx
+import numpy as np
 import pytest
 
 from ingot.observe.stats import Stats
 from ingot.serve import assembly
 from ingot.serve.access.keys import KeyStore
-from ingot.serve.console.arms import ClaimState, arm_charts, read_traffic
+from ingot.serve.console.arms import ClaimState, OutputAgreement, arm_charts, read_traffic
 from ingot.serve.console.endpoints import EndpointPages
 from ingot.serve.console.page import Visit
 from ingot.serve.console.series import StatsSource
@@ -18,6 +19,7 @@ from ingot.serve.endpoint import Access
 from ingot.serve.metrics import Metrics
 from ingot.serve.problems import RequestError
 from ingot.serve.server import serve_in_thread
+from ingot.serve.traffic.agreement import Sums
 from ingot.serve.traffic.desk import TrafficDesk
 from ingot.serve.traffic.plan import Shadow, Traffic
 from ingot.serve.traffic.split import Split
@@ -289,3 +291,35 @@ def test_without_a_canary_there_is_nothing_to_roll_back(open_desk, metrics, name
         asyncio.run(pages.roll_back(Visit(None, {"name": name, "number": 4})))
 
     assert caught.value.status == status
+
+
+@pytest.mark.parametrize(
+    ("claim", "unit", "bound", "is_difference"),
+    [
+        ("error_rate <= baseline + 0.05", "share", 0.05, True),
+        ("p95_ms <= 1.2x baseline", "x", 1.2, False),
+        ("p99_ms <= 5 ms", "ms", 5.0, False),
+    ],
+)
+def test_figures_of_a_claim_have_their_unit(
+    open_desk, plan, metrics, claim, unit, bound, is_difference
+):
+    desk = open_desk(replace(plan, canary=replace(CANARY, require=(claim,))))
+    (found,) = state_of(desk, metrics).claims
+
+    assert (found.unit, found.bound, found.is_difference) == (unit, bound, is_difference)
+
+
+def test_copies_are_told_by_output_and_by_what_became_of_them(
+    open_desk, plan, metrics, monkeypatch
+):
+    desk = open_desk(replace(plan, shadow=Shadow(4, share=0.5)))
+    sums = Sums(dropped=2, statuses={(200, 200): 4, (200, 500): 3, (500, 200): 1})
+    answers = ({"y": np.array([[1.0, 2.0]])}, {"y": np.array([[2.0, 1.0]])})
+    sums.add(answers[0], answers[0], 0.01)
+    sums.add(*answers, 0.01)
+    monkeypatch.setattr(TrafficDesk, "sums", sums)
+    shadow = state_of(desk, metrics).shadow
+
+    assert (shadow.compared, shadow.agreed, shadow.dropped, shadow.refused) == (2, 1, 2, 3)
+    assert shadow.outputs == (OutputAgreement("y", 2, 1, 1.0),)

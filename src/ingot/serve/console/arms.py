@@ -68,6 +68,7 @@ class ClaimState:
         high: Upper end; None too where there is no end.
         level: Confidence of the interval, after correction for looks.
         requests: It is from.
+        is_difference: Whether the figures are what the canary has above its baseline.
     """
 
     claim: str
@@ -79,6 +80,7 @@ class ClaimState:
     high: float | None = None
     level: float = 0.0
     requests: int = 0
+    is_difference: bool = False
 
     @property
     def places(self) -> tuple[float, float, float, float]:
@@ -279,12 +281,14 @@ def _claim(text: str, judged: Mapping[str, Any] | None) -> ClaimState:
     unit: Unit = "share" if claim.metric in {"error_rate", "agreement"} else "ms"
     if claim.quantity == "ratio":
         unit = "x"
+    is_difference = claim.quantity == "drop"
     if judged is None or not judged["n"]:
         outcome = "undecided" if judged is None else judged["outcome"]
-        return ClaimState(claim.text, outcome, unit, claim.bound)
+        return ClaimState(claim.text, outcome, unit, claim.bound, is_difference=is_difference)
     return ClaimState(
         claim.text, judged["outcome"], unit, claim.bound,
-        *(judged[name] for name in ("value", "low", "high", "level", "n")),
+        value=judged["value"], low=judged["low"], high=judged["high"], level=judged["level"],
+        requests=judged["n"], is_difference=is_difference,
     )  # fmt: skip
 
 
