@@ -293,7 +293,7 @@ def test_a_canary_is_rolled_back_by_keyboard_after_a_confirmation(dealt, opened)
     page.wait_for_timeout(2500)  # what is live comes again meanwhile: the form stays open
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    page.locator(".steps .step-left").first.wait_for()
+    page.get_by_text("stopped here").wait_for()
 
     assert not before
     found = httpx.get(dealt + "/v2/models/doubler/traffic", trust_env=False).json()

@@ -108,7 +108,7 @@ def test_the_last_look_gives_each_claim_its_interval(open_desk, plan, metrics, c
 @pytest.mark.parametrize(
     ("status", "n", "state", "outcome", "steps"),
     [
-        (500, 20, "rolled back", "broken", ["left", "left"]),
+        (500, 20, "rolled back", "broken", ["stopped", "left"]),
         (200, 300, "running", "held", ["done", "now"]),
     ],
 )
@@ -135,6 +135,18 @@ def test_claims_of_a_canary_that_began_anew_are_not_those_of_the_last_time(
     desk.restart("ann")
 
     assert state_of(desk, metrics).looked is None
+
+
+def test_checks_that_changed_nothing_are_left_out_but_for_the_newest(open_desk, plan, metrics):
+    desk = open_desk(plan)
+    for n in (10, 20, 40):
+        answer(desk, 4, n)
+        desk.tick()
+    looking = [one.action for one in state_of(desk, metrics).decisions]
+    desk.roll_back("ann")
+
+    assert looking == ["stay", "start"]
+    assert [one.action for one in state_of(desk, metrics).decisions] == ["roll back", "start"]
 
 
 def test_arms_have_figures_of_what_was_dealt_to_them(open_desk, plan, metrics):

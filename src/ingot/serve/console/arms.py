@@ -13,7 +13,7 @@ from ingot.serve.traffic.desk import TrafficDesk
 from ingot.twin.conditions import read_condition
 
 RECENT_S = 600.0  # a canary's first step sees few requests a minute
-_DECISIONS, _READ = 8, 40  # shown, and read to find the last look
+_DECISIONS, _READ = 8, 100  # shown, and read to find them among looks that changed nothing
 _MOST_LINES = 4
 _WORDS = {
     "split": "shares are fixed",
@@ -48,7 +48,7 @@ class ArmRow:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of a canary: its share, and `done`, `now`, `later` or `left` for good."""
+    """One step of a canary: its share, and `done`, `now`, `later`, `stopped` at or `left` out."""
 
     share: float
     state: str
@@ -154,7 +154,7 @@ class TrafficState:
         claims: Of the canary, as the last look found them.
         looked: When that was, UTC seconds since 1970; None before the first look.
         shadow: What became of copies; None without a shadow.
-        decisions: The newest first.
+        decisions: The newest first; of looks that changed nothing only the newest decision.
         next: Command to run when the canary has ended; empty before.
         can_roll_back: Whether there is a canary to take out and the visitor may.
         may_operate: Whether the visitor may.
@@ -194,7 +194,7 @@ def read_traffic(desk: TrafficDesk, source: Source, *, may_operate: bool) -> Tra
         None if look is None else look["time"], _shadow(found),
         tuple(
             DecisionRow(*(row[name] for name in ("time", "action", "who", "reason", "weights")))
-            for row in reversed(found["decisions"][-_DECISIONS:])
+            for row in _shown(found["decisions"])
         ),
         found["next"], is_in and may_operate, may_operate,
     )  # fmt: skip
@@ -224,6 +224,11 @@ def arm_charts(desk: TrafficDesk, source: Source, *, since: float) -> tuple[Char
     )
 
 
+def _shown(decisions: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    changes = [row for row in decisions[:-1] if row["action"] != "stay"]
+    return [*changes, *decisions[-1:]][: -_DECISIONS - 1 : -1]
+
+
 def _arms(found: Mapping[str, Any], source: Source) -> tuple[ArmRow, ...]:
     canary = found["canary"]["version"] if found["canary"] is not None else None
     none = {"requests": 0, "errors": 0}
@@ -246,9 +251,8 @@ def _steps(found: Mapping[str, Any]) -> tuple[Step, ...]:
     def state(index: int) -> str:
         if found["state"] == "done" or index < now:
             return "done"
-        if found["state"] != "running":
-            return "left"
-        return "now" if index == now else "later"
+        words = ("now", "later") if found["state"] == "running" else ("stopped", "left")
+        return words[index > now]
 
     return tuple(Step(share, state(i)) for i, share in enumerate(found["canary"]["steps"]))
 
