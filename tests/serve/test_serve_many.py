@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ingot.observe.log import ObservationLog
-from ingot.serve import server
+from ingot.serve import assembly
 from ingot.serve.client import predict
 from ingot.serve.server import serve_in_thread
 
@@ -38,7 +38,7 @@ def many(endpoint, monkeypatch):
     older = replace(endpoint.version, number=2)
     tripler = replace(endpoint.version, name="tripler", number=1)
     factors = {endpoint.version.label: 2, older.label: 5, tripler.label: 3}
-    monkeypatch.setattr(server, "_open_session", lambda e: Times(factors[e.version.label]))
+    monkeypatch.setattr(assembly, "_open_session", lambda e: Times(factors[e.version.label]))
     beside = tuple(replace(endpoint, version=version) for version in (older, tripler))
     with serve_in_thread(replace(endpoint, beside=beside)) as running:
         yield running

@@ -17,7 +17,7 @@ import pytest
 from ingot.core.errors import EngineError, MissingExtraError, ServeError
 from ingot.models.model import Signature, TensorSpec
 from ingot.runtime.engine import EngineConfig
-from ingot.serve import server
+from ingot.serve import assembly, server
 from ingot.serve.server import serve_in_thread
 from ingot.serve.warmup import inline_limit, sample_feeds, warm_up
 
@@ -167,7 +167,7 @@ def test_an_endpoint_without_a_log_answers(endpoint, body):
 
 def test_a_session_that_the_endpoint_opened_is_closed_by_it(endpoint, monkeypatch):
     gate = Gate()
-    monkeypatch.setattr(server, "_open_session", lambda endpoint: gate)
+    monkeypatch.setattr(assembly, "_open_session", lambda endpoint: gate)
 
     serve_in_thread(endpoint).stop()
 
@@ -228,7 +228,7 @@ def test_inline_limit_keeps_the_event_loop_free_for_a_millisecond(latency_ms, bo
 
 def test_run_serves_until_it_is_told_to_stop_and_restores_the_signals(endpoint, monkeypatch):
     gate, statuses = Gate(), []
-    monkeypatch.setattr(server, "_open_session", lambda endpoint: gate)
+    monkeypatch.setattr(assembly, "_open_session", lambda endpoint: gate)
     before = signal.getsignal(signal.SIGTERM)
 
     def stop(url):
@@ -269,11 +269,11 @@ from conftest import MODEL_DIGEST, SIGNATURE, Doubler
 from ingot.models.model import Lineage, Model
 from ingot.registry.version import Version
 from ingot.runtime.engine import EngineConfig
-from ingot.serve import server
+from ingot.serve import assembly
 from ingot.serve.endpoint import Endpoint
 model = Model(Path({folder!r}), MODEL_DIGEST, SIGNATURE, Lineage("onnx"), "doubler")
 version = Version("doubler", 3, MODEL_DIGEST, MODEL_DIGEST, EngineConfig(), "t", 0)
-server._open_session = lambda endpoint: Doubler()
+assembly._open_session = lambda endpoint: Doubler()
 Endpoint(version, model, port=0).run(on_ready=lambda url: print(url, flush=True))
 print("ended", flush=True)
 """

@@ -79,7 +79,7 @@ def assemble(
     working = [one for one in served if not one.endpoint.generation]
     workforce = Workforce(working, around.metrics, tracer=tracer)
     desks = open_desks(served, around.log, stack)
-    more = _console(served, around, stack)
+    more = _console(served, around, desks, stack)
     app = build_app(served, around, desks=desks, more=more)
     return Parts(app, workforce, served, desks)
 
@@ -150,7 +150,12 @@ def _open_limits(endpoint: Endpoint) -> "RateLimits | None":
     return RateLimits(endpoint.rate)
 
 
-def _console(served: Sequence[Served], around: Surroundings, stack: ExitStack) -> "list[BaseRoute]":
+def _console(
+    served: Sequence[Served],
+    around: Surroundings,
+    desks: Mapping[str, TrafficDesk],
+    stack: ExitStack,
+) -> "list[BaseRoute]":
     """Return the routes of the console, fed until the stack is closed; none unless asked for."""
     endpoint = served[0].endpoint
     if not endpoint.console:
@@ -158,7 +163,7 @@ def _console(served: Sequence[Served], around: Surroundings, stack: ExitStack) -
     from ingot.serve.console.endpoints import console_of
     from ingot.serve.console.site import console_routes
 
-    console, feeding = console_of(served, around.metrics)
+    console, feeding = console_of(served, around.metrics, desks)
     stack.callback(feeding.stop)
     return console_routes(console, endpoint, gate=around.gate)
 

@@ -357,8 +357,8 @@ class InferRoute:
 
     def _note(self, call: _Call, status: int, body: bytes) -> None:
         seconds = time.perf_counter() - call.started
-        self._metrics.count(status, seconds)
         ticket = call.ticket
+        self._metrics.count(status, seconds, ticket.arm)
         if ticket.tally is not None:
             ticket.tally.count(status, seconds)
         if self._log is None and ticket.copier is None:

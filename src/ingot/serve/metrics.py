@@ -78,10 +78,14 @@ class Metrics:
         return self._more[name]
 
     def samples(self) -> Iterator[tuple[str, dict[str, str], float]]:
-        """Give every number with its name and labels, as Prometheus would read it now."""
-        for family in self._registry.collect():
-            for sample in family.samples:
-                yield sample.name, sample.labels, sample.value
+        """Give requests by status, calls of the engine and what is watched, with their labels.
+
+        Latencies are left out: `stats` has them, and to collect their quantiles takes long.
+        """
+        for family in (self._requests, self._rows, self._reasons, self._live):
+            for one in family.collect():
+                for sample in one.samples:
+                    yield sample.name, sample.labels, sample.value
 
     def text(self) -> bytes:
         """Return every series in Prometheus text format."""
@@ -104,6 +108,7 @@ class Series:
         self._latency = metrics._latency.labels(*self._values)
         # looking a label set up costs more than counting, so each status is looked up once
         self._by_status: dict[int, Any] = {}
+        self._by_arm = {key.arm: key}
 
     def count(self, status: int, seconds: float, arm: str = "main") -> None:
         """Count one request.
@@ -119,7 +124,9 @@ class Series:
             self._by_status[status] = counter
         counter.inc()
         self._latency.observe(seconds)
-        key = self._key if arm == "main" else self._key._replace(arm=arm)
+        key = self._by_arm.get(arm)
+        if key is None:
+            key = self._by_arm[arm] = self._key._replace(arm=arm)
         self._stats.add(key, status, seconds * 1e3)
 
     def watch(self, name: str, words: str, read: Callable[[], float], *, kind: Kind) -> None:

@@ -58,9 +58,10 @@ class Judgement:
         """Say it in a few words."""
         if not self.n:
             return f"{self.claim} is {self.outcome}"
+        high = math.inf if self.high >= UNBOUNDED else self.high
         return (
             f"{self.claim} is {self.outcome}: {self.value:.4g} in [{self.low:.4g}, "
-            f"{self.high:.4g}] from {self.n:,} requests"
+            f"{high:.4g}] from {self.n:,} requests"
         )
 
 

@@ -11,10 +11,13 @@ import pytest
 from job_sessions import BREAK
 from job_words import JOBS, request_of, wait_for
 
+from ingot.serve import assembly
 from ingot.serve.access.keys import KeyStore
 from ingot.serve.endpoint import Access
 from ingot.serve.jobs.server import serve_jobs_in_thread
 from ingot.serve.server import serve_in_thread
+from ingot.serve.traffic.plan import Shadow, Traffic
+from ingot.twin.canary import Canary
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
@@ -224,6 +227,7 @@ def test_news_arrives_by_itself_and_focus_stays(urls, opened):
 
 def test_charts_are_drawn_and_grow(urls, opened):
     page = opened()
+    page.set_default_timeout(30_000)  # a point comes when its ten seconds are over
     page.goto(urls.live + "/console/endpoints/doubler/3")
     infer(urls)
     page.locator("[data-chart=rate] canvas").wait_for()
@@ -278,6 +282,56 @@ def wait_for_death(status, after):
         return found["attempt"] if found["state"] == "dead" and found["attempt"] > after else 0
 
     return wait_for(died)
+
+
+@pytest.fixture
+def dealt(endpoint, monkeypatch, tmp_path):
+    """Return the URL of a server whose canary and shadow is version 4 of `doubler`."""
+    monkeypatch.setattr(assembly, "_open_session", lambda _: Doubler())
+    canary = Canary(4, ("error_rate <= 0.5",), steps=(0.5, 1.0), step_s=600)
+    plan = Traffic(canary=canary, shadow=Shadow(4), record=tmp_path / "traffic.sqlite")
+    beside = (replace(endpoint, version=replace(endpoint.version, number=4)),)
+    wanted = replace(endpoint, console=True, drain_s=0.1, traffic=plan, beside=beside)
+    with serve_in_thread(wanted) as running:
+        yield running.url
+
+
+def test_the_traffic_card_fits_a_phone_and_is_reached_from_the_fleet(dealt, opened):
+    urls = SimpleNamespace(live=dealt)
+    for _ in range(40):
+        infer(urls)
+    page = opened(390, color_scheme="dark")
+    page.goto(dealt + "/console/endpoints")
+    page.get_by_role("link", name="50 % of the requests, canary").click()
+    page.wait_for_url("**/doubler/4#traffic")
+    page.get_by_text("live", exact=True).wait_for()
+    page.locator(".claims .range").wait_for()  # the first look has come
+
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    assert page.locator(".arms tbody tr").count() == 2
+    assert page.locator(".claims .state svg").count() == 1  # an outcome has a shape and a word
+    assert page.locator("[aria-current=step]").inner_text().split() == ["50", "%", "now"]
+    assert page.locator("[data-chart=arm_p95] h3").inner_text() == "p95 by version"
+
+
+def test_a_canary_is_rolled_back_by_keyboard_after_a_confirmation(dealt, opened):
+    page = opened()
+    page.goto(dealt + "/console/endpoints/doubler/4")
+    page.get_by_text("live", exact=True).wait_for()
+    button = page.get_by_role("button", name="Yes, roll it back")
+    before = button.is_visible()
+    page.locator("#confirm summary").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(2500)  # what is live comes again meanwhile: the form stays open
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.get_by_text("stopped here").wait_for()
+
+    assert not before
+    found = httpx.get(dealt + "/v2/models/doubler/traffic", trust_env=False).json()
+    assert (found["state"], found["weights"]) == ("rolled back", {"3": 1.0, "4": 0.0})
+    assert page.get_by_text("rolled back by hand").is_visible()
+    assert page.locator("#confirm").count() == 0
 
 
 def test_signing_in_and_out(opened, endpoint, settings, tmp_path):

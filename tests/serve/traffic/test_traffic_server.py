@@ -11,7 +11,7 @@ import pytest
 from ingot.core.errors import ServeError
 from ingot.models.model import Signature, TensorSpec
 from ingot.observe.log import ObservationLog
-from ingot.serve import server
+from ingot.serve import assembly
 from ingot.serve.access.keys import KeyStore
 from ingot.serve.endpoint import Access, Batching
 from ingot.serve.rpc.messages import SERVICE, messages
@@ -69,7 +69,7 @@ def serve(endpoint, monkeypatch):
 
     def begin(plan, **more):
         sessions = {3: Times(3), 2: Times(2), 4: Times(-4)}
-        monkeypatch.setattr(server, "_open_session", lambda e: sessions[e.version.number])
+        monkeypatch.setattr(assembly, "_open_session", lambda e: sessions[e.version.number])
         of_name = [replace(endpoint, version=replace(endpoint.version, number=n)) for n in (2, 4)]
         of_name += more.pop("others", [])
         running = serve_in_thread(replace(endpoint, traffic=plan, beside=tuple(of_name), **more))
@@ -383,7 +383,7 @@ def test_requests_over_grpc_are_dealt_too(serve, endpoint):
 
 
 def test_versions_that_do_not_take_the_same_share_nothing(endpoint, monkeypatch):
-    monkeypatch.setattr(server, "_open_session", lambda e: Times(1))
+    monkeypatch.setattr(assembly, "_open_session", lambda e: Times(1))
     signature = Signature(
         (TensorSpec("x", "float32", ("batch", 3)), TensorSpec("mask", "int64", ("n",))),
         endpoint.model.signature.outputs,
@@ -398,7 +398,7 @@ def test_versions_that_do_not_take_the_same_share_nothing(endpoint, monkeypatch)
 
 
 def test_two_plans_for_one_name_are_refused(endpoint, monkeypatch):
-    monkeypatch.setattr(server, "_open_session", lambda e: Times(1))
+    monkeypatch.setattr(assembly, "_open_session", lambda e: Times(1))
     other = replace(endpoint, version=replace(endpoint.version, number=2), traffic=Traffic(HALVES))
 
     with pytest.raises(ServeError, match="planned once"):
@@ -411,7 +411,7 @@ def test_a_shadow_that_is_not_served_is_refused(serve):
 
 
 def test_a_batched_shadow_in_workers_that_answers_callers_too_is_refused(endpoint, monkeypatch):
-    monkeypatch.setattr(server, "_open_session", lambda e: Times(1))
+    monkeypatch.setattr(assembly, "_open_session", lambda e: Times(1))
     other = replace(
         endpoint, version=replace(endpoint.version, number=2), workers=1, batching=Batching()
     )

@@ -1,22 +1,26 @@
 """Pages of a real-time server: all endpoints, and one of them."""
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ingot.core.errors import ServeError
+from ingot.serve.console.arms import TrafficState, arm_charts, read_traffic
 from ingot.serve.console.charts import Chart, Line
 from ingot.serve.console.facts import VersionFacts, curl_line, limits_of, read_facts
-from ingot.serve.console.page import Page, Section, Visit
-from ingot.serve.console.series import LOOK_S, MetricsSource, Source, Totals, Window
+from ingot.serve.console.page import Action, Page, Section, Visit
+from ingot.serve.console.series import LOOK_S, Level, Source, StatsSource, Totals, Window
 from ingot.serve.console.site import Console
 from ingot.serve.metrics import Metrics
 from ingot.serve.problems import RequestError
 from ingot.serve.routing import MODEL, VERSION, find_version, refuse_path
 from ingot.serve.running import Repeat
 from ingot.serve.state import Served, State
+from ingot.serve.traffic.desk import TrafficDesk
 
 NOW_S = 60.0  # figures of now are over so long
-_SPARK_S, _SPARK_POINTS = 600.0, 60
+_SPARK_S = 600.0
 _WORDS = {
     "ready": "answers requests",
     "draining": "finishes what it has and takes nothing new",
@@ -41,6 +45,8 @@ class EndpointRow:
         workers_ready: Processes that can answer.
         workers_wanted: Processes there shall be; 0 runs the model in the server's own.
         trend: Requests a second in the last ten minutes, the oldest first.
+        share: Of the requests for its name; None where none are dealt.
+        role: `canary` or `shadow` where it is one.
     """
 
     name: str
@@ -54,6 +60,8 @@ class EndpointRow:
     workers_ready: int
     workers_wanted: int
     trend: tuple[float, ...]
+    share: float | None = None
+    role: str = ""
 
     @property
     def path(self) -> str:
@@ -94,6 +102,7 @@ class EndpointContent:
     facts: VersionFacts
     curl: str
     charts: tuple[Chart, ...]
+    traffic: TrafficState | None = None
 
 
 class EndpointPages:
@@ -102,13 +111,20 @@ class EndpointPages:
     Args:
         served: What is served.
         source: Where figures come from.
+        desks: Traffic by name of the model, where requests are dealt.
         clock: UTC seconds since 1970.
     """
 
     def __init__(
-        self, served: Sequence[Served], source: Source, *, clock: Callable[[], float] = time.time
+        self,
+        served: Sequence[Served],
+        source: Source,
+        desks: Mapping[str, TrafficDesk] | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._served, self._source, self._clock = served, source, clock
+        self._desks = desks or {}
         self._versions = [one.endpoint.version for one in served]
         self._known: dict[int, VersionFacts] = {}
 
@@ -122,13 +138,20 @@ class EndpointPages:
             ),
         )  # fmt: skip
 
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        """Every button."""
+        if not self._desks:
+            return ()
+        return (Action("/endpoints/{name}/{number:int}/roll-back", self.roll_back),)
+
     async def fleet(self, visit: Visit) -> Fleet:
         """Return every version that the visitor may see."""
         names = {version.name for version in self._versions}
         seen = {name for name in names if visit.may("read", name) or visit.may("metrics")}
-        rows = tuple(
-            self._row(one) for one in self._served if one.endpoint.version.name in seen
-        )  # fmt: skip
+        shown = [one for one in self._served if one.endpoint.version.name in seen]
+        # in a thread: figures of many windows take longer than other requests may have to wait
+        rows = await asyncio.to_thread(lambda: tuple(map(self._row, shown)))
         ready = sum(row.state == "ready" for row in rows)
         summary = f"{ready} of {len(rows)} ready" if rows else "none to see"
         return Fleet("Endpoints", summary, self._clock(), rows)
@@ -144,15 +167,52 @@ class EndpointPages:
         index = find_version(self._versions, path)
         if index is None:
             raise RequestError(refuse_path(self._versions, path), status=404)
+        return await asyncio.to_thread(self._content, visit, index)
+
+    async def roll_back(self, visit: Visit) -> str:
+        """Take the canary of a name out, in the visitor's name.
+
+        Raises:
+            RequestError: The visitor may not (403), the name is not dealt (404), or it has no
+                canary (422).
+        """
+        name = visit.path["name"]
+        visit.need("operate", name)
+        desk = self._desks.get(name)
+        if desk is None:
+            raise RequestError(
+                f"Requests for {name!r} must be dealt to roll back; they are not. Look at the "
+                "endpoints for names that are.",
+                status=404,
+            )
+        if desk.state != "rolled back":  # the second of two clicks asks for nothing more
+            who = "" if visit.caller is None else visit.caller.name
+            try:
+                await asyncio.to_thread(desk.roll_back, who)
+            except ServeError as error:
+                raise RequestError(str(error), status=422) from error
+        return f"/endpoints/{name}/{visit.path['number']}"
+
+    def _content(self, visit: Visit, index: int) -> EndpointContent:
         one, row = self._served[index], self._row(self._served[index])
-        windows = self._source.windows(row.name, str(row.number), since=visit.since)
-        totals = self._source.totals(row.name, str(row.number))
+        name, number = row.name, str(row.number)
+        # levels first: a window that ends meanwhile must not be older than what was shown
+        levels = self._source.levels(name, number) if row.workers_wanted else ()
+        windows = self._source.windows(name, number, since=visit.since)
+        charts, totals = _charts(windows), self._source.totals(name, number)
+        desk, traffic = self._desks.get(name), None
+        if desk is not None:
+            traffic = read_traffic(
+                desk, self._source, may_operate=visit.may("operate", name)
+            )  # fmt: skip
+            charts += arm_charts(desk, self._source, since=visit.since)
+        if row.workers_wanted:
+            charts += (_worker_chart(levels, visit.since),)
         url = visit.base_url + self._infer_path(row)
         return EndpointContent(
-            f"{row.name}:{row.number}", f"{row.name}:{row.number} is {row.state}", self._clock(),
+            f"{name}:{number}", f"{name}:{number} is {row.state}{_said(traffic)}", self._clock(),
             row, totals, _buckets(totals.rows), self._facts(index),
-            curl_line(one.endpoint, url, is_known=visit.is_known),
-            _charts(windows, has_workers=bool(row.workers_wanted)),
+            curl_line(one.endpoint, url, is_known=visit.is_known), charts, traffic,
         )  # fmt: skip
 
     def _facts(self, index: int) -> VersionFacts:
@@ -171,26 +231,42 @@ class EndpointPages:
         name, number = version.name, str(version.number)
         wanted, word = one.endpoint.workers, _state(state)
         recent = self._source.windows(name, number, since=self._clock() - _SPARK_S)
+        share, role = self._place(name, version.number)
         return EndpointRow(
             name, version.number, version.digest, word, _WORDS[word],
             self._source.over(name, number, NOW_S), state.in_flight, state.waiting,
             self._source.totals(name, number).workers_ready if wanted else int(state.is_warm),
-            wanted, _trend(recent),
+            wanted, tuple(window.requests_per_s for window in recent), share, role,
         )  # fmt: skip
 
+    def _place(self, name: str, number: int) -> tuple[float | None, str]:
+        """Return the share of a version, and what it is in the traffic of its name."""
+        desk = self._desks.get(name)
+        if desk is None:
+            return None, ""
+        canary, shadow = desk.plan.canary, desk.plan.shadow
+        role = "shadow" if shadow is not None and shadow.version == number else ""
+        role = "canary" if canary is not None and canary.version == number else role
+        return desk.table.split.weight(number), role
 
-def console_of(served: Sequence[Served], metrics: Metrics) -> tuple[Console, Repeat]:
+
+def console_of(
+    served: Sequence[Served], metrics: Metrics, desks: Mapping[str, TrafficDesk]
+) -> tuple[Console, Repeat]:
     """Return the console of a real-time server, and the thread that feeds it, which runs.
 
     Args:
         served: What is served.
         metrics: What the server counts.
+        desks: Traffic by name of the model, where requests are dealt.
     """
-    source = MetricsSource(metrics)
+    source = StatsSource(metrics)
+    made = EndpointPages(served, source, desks)
     console = Console(
         (Section("Endpoints", "/endpoints"),),
-        EndpointPages(served, source).pages,
+        made.pages,
         lambda: any(one.state.is_draining for one in served),
+        made.actions,
     )
     return console, Repeat("ingot-console", LOOK_S, source.look)
 
@@ -203,15 +279,13 @@ def _state(state: State) -> str:
     return "ready" if state.is_ready else "down"
 
 
-def _trend(windows: Sequence[Window]) -> tuple[float, ...]:
-    size = max(1, -(-len(windows) // _SPARK_POINTS))
-    groups = [windows[i : i + size] for i in range(0, len(windows), size)]
-    return tuple(
-        sum(one.requests for one in group) / sum(one.seconds for one in group) for group in groups
-    )
+def _said(traffic: TrafficState | None) -> str:
+    if traffic is None or traffic.canary is None:
+        return ""
+    return f", its canary {traffic.name}:{traffic.canary} is {traffic.state}"
 
 
-def _charts(windows: Sequence[Window], *, has_workers: bool) -> tuple[Chart, ...]:
+def _charts(windows: Sequence[Window]) -> tuple[Chart, ...]:
     times = tuple(round(one.end, 3) for one in windows)
 
     def answers(hundreds: int) -> tuple[float, ...]:
@@ -227,17 +301,27 @@ def _charts(windows: Sequence[Window], *, has_workers: bool) -> tuple[Chart, ...
     )
     refused = (Line("refused (4xx)", answers(4)), Line("failed (5xx)", answers(5)))
     rate = (Line("answers", tuple(one.requests_per_s for one in windows)),)
-    workers = (
-        Line("ready", tuple(float(one.workers_ready) for one in windows)),
-        Line("restarted", tuple(float(one.restarts) for one in windows)),
-    )
-    found = (
+    return (
         Chart("rate", "Answers per second", "/s", times, rate),
         Chart("latency", "Latency", "ms", times, latency),
         Chart("refusals", "Refused and failed", "/s", times, refused),
-        Chart("workers", "Workers", "", times, workers, is_stepped=True),
     )
-    return found if has_workers else found[:3]
+
+
+def _worker_chart(levels: Sequence[Level], since: float) -> Chart:
+    """Return the workers that were ready, and restarts between one look and the next."""
+    before = [*levels[:1], *levels[:-1]]
+    shown = [
+        (now, now.restarts - then.restarts)
+        for now, then in zip(levels, before, strict=True)
+        if now.time > since + 1e-3  # times are rounded to a millisecond on their way
+    ]
+    lines = (
+        Line("ready", tuple(float(one.workers_ready) for one, _ in shown)),
+        Line("restarted", tuple(float(restarts) for _, restarts in shown)),
+    )
+    times = tuple(round(one.time, 3) for one, _ in shown)
+    return Chart("workers", "Workers", "", times, lines, is_stepped=True)
 
 
 def _buckets(rows: Mapping[str, int]) -> tuple[Bucket, ...]:

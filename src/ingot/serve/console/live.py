@@ -16,6 +16,7 @@ MOST_LISTENERS = 16
 TICK_S = 2.0
 _LOOK_S = 0.2  # how soon a stream notices that the server drains
 _BEAT_S = 15.0
+_OVERLAP_S = 30.0
 
 
 @dataclass(slots=True)
@@ -71,7 +72,8 @@ class Live:
 
     async def _events(self) -> AsyncIterator[bytes]:
         yield b"retry: 3000\n: hello\n\n"
-        since = time.time()  # the browser reads what was before from the page's JSON
+        # the browser reads what was before from the page's JSON, and drops what it has from there
+        since = time.time() - _OVERLAP_S
         shown, silent_s = "", 0.0
         while not self.is_draining():
             content = await self.read(since)

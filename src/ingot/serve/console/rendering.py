@@ -64,6 +64,7 @@ class Renderer:
             ms=_ms, rate=_rate, percent=_percent, size=show_bytes, count=_count, short=short,
             ago=_ago, iso=_iso, absolute=_absolute, span=_span, quantity=_quantity, path=svg_path,
             number=show_number,
+            amount=_amount,
         )  # fmt: skip
         self._templates.globals.update(
             root=ROOT, sections=list(sections), has_sessions=has_sessions, static=static_url,
@@ -120,6 +121,20 @@ def _quantity(value: float | None, unit: str) -> str:
     if value is None:
         return _NOTHING
     return show_ms(value) if unit == "ms" else f"{_rate(value)} {unit}".rstrip()
+
+
+def _amount(value: float | None, unit: str) -> str:
+    """Return a figure of a claim, or a share.
+
+    Examples:
+        >>> _amount(0.025, "share"), _amount(1.2, "x"), _amount(None, "ms")
+        ('2.5 %', '1.2x', 'no end')
+    """
+    if value is None:
+        return "no end"
+    if unit == "share":
+        return f"{100 * value:.3g} %"
+    return f"{value:.3g}x" if unit == "x" else show_ms(value)
 
 
 def _ago(seconds: float, now: float) -> str:

@@ -187,11 +187,15 @@ class TrafficDesk:
             self._put(self._planned())
             self._note("start", who, "started again by hand")
 
-    def describe(self) -> dict[str, Json]:
-        """Return plan, weights, counts and decisions as JSON."""
+    def describe(self, *, limit: int = 200) -> dict[str, Json]:
+        """Return plan, weights, counts and decisions as JSON.
+
+        Args:
+            limit: Most decisions, the newest of them.
+        """
         canary, table = self.plan.canary, self._table
         counts = {number: tally.counts() for number, tally in table.tallies.items()}
-        rows = self._record.read(self.name, limit=200) if self._record is not None else []
+        rows = self._record.read(self.name, limit=limit) if self._record is not None else []
         return {
             "name": self.name,
             "state": self._at.state,

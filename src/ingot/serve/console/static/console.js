@@ -92,7 +92,7 @@
       padding: [8, 18, 0, 0],
       scales: { x: { time: true }, y: isLatency ? { distr: 3 } : { range: fromZero } },
       axes: [
-        { ...axis, grid: { show: false }, space: 52, size: 26,
+        { ...axis, grid: { show: false }, space: 74, size: 26,
           values: (_u, marks) => marks.map((mark) => clock(mark, marks[1] - marks[0] < 60)) },
         { ...axis, size: 58, space: 36, ...(isCount && { incrs: WHOLE }),
           values: (_u, marks) => marks.map(
