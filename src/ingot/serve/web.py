@@ -103,8 +103,7 @@ class GuardedProtocol(QuickProtocol):
     Time is looked at twice a second from outside, so that a request pays nothing for it.
     """
 
-    _head_bytes = 0
-    _is_in_body = _had_head = False
+    _head_bytes, _had_head = 0, False
     _owed: tuple[str, Any] | None = None  # what the caller was last seen to owe
     _owed_since = 0.0
 
@@ -114,7 +113,8 @@ class GuardedProtocol(QuickProtocol):
         super().data_received(data)
         if self._had_head:
             self._head_bytes = 0
-        elif not self._is_in_body:
+        # a head without end, or the rest of a body that was answered without being read
+        elif self.cycle is None or self.cycle.response_complete:
             self._head_bytes += len(data)
             if self._head_bytes > _MOST_HEAD_BYTES:
                 self._refuse(
@@ -123,13 +123,8 @@ class GuardedProtocol(QuickProtocol):
 
     def on_headers_complete(self) -> None:
         """Note that a head has ended."""
-        self._had_head = self._is_in_body = True
+        self._had_head = True
         super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        """Note that a body has ended."""
-        self._is_in_body = False
-        super().on_message_complete()
 
     def hang_up_if_slow(self, now: float, limit_s: float) -> None:
         """Close the connection if a request, or the reading of an answer, takes too long.
