@@ -49,8 +49,8 @@ def test_a_window_has_what_was_counted_in_its_ten_seconds(source, metrics, clock
     first, second = source.windows("digits", "3")
     assert (first.start, first.seconds, first.requests, first.errors) == (6000.0, 10.0, 1, 0)
     assert (second.start, second.requests, second.errors) == (6010.0, 4, 1)
-    assert second.statuses == {200: 2, 400: 1, 503: 1}
-    assert (second.requests_per_s, second.error_share) == (0.4, 0.25)
+    assert second.by_status == {200: 2, 400: 1, 503: 1}
+    assert (second.rate_per_s, second.error_share) == (0.4, 0.25)
 
 
 def test_a_window_that_is_not_over_counts_now_and_is_no_point_of_a_chart(source, metrics, clock):
@@ -117,7 +117,7 @@ def test_versions_and_arms_are_counted_apart(source, metrics, clock):
     clock.now += 10
 
     assert source.over("digits", "2", 60.0).requests == 2
-    assert source.over("digits", "2", 60.0, arm="2").statuses == {200: 1}
+    assert source.over("digits", "2", 60.0, arm="2").by_status == {200: 1}
     assert source.windows("digits", "2", arm="pinned")[0].errors == 1
     assert source.over("digits", "3", 60.0).requests == 0
 

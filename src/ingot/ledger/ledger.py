@@ -13,9 +13,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
+from ingot.core.closing import Closing
 from ingot.core.digest import Json, canonical_json
 from ingot.core.errors import LedgerError
 from ingot.core.files import home
@@ -63,7 +63,7 @@ class Entry:
         return tree.leaf_hash(self.data)
 
 
-class Ledger:
+class Ledger(Closing):
     """An append-only record over one SQLite connection.
 
     Registry and ledger share a file, so that a change and its entry are one transaction: `append`
@@ -92,17 +92,6 @@ class Ledger:
             connection.execute(statement)
         guard(connection, "ledger_entries", "ledger_heads")
         return cls(connection, origin=origin)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file."""

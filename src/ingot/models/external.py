@@ -9,13 +9,13 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from ingot.core.closing import Closing
 from ingot.core.errors import ModelError
 from ingot.core.files import full_disk_explained
 from ingot.data.data import Array
@@ -40,7 +40,7 @@ class Place:
     length: int
 
 
-class ExternalData:
+class ExternalData(Closing):
     """Large weights that stay on disk: read through memory maps, written one after another.
 
     Graph tensors name their place by number, so that no path from a file is followed twice.
@@ -58,17 +58,6 @@ class ExternalData:
         self._folder, self._inline_below = scratch, max(1, inline_below)
         self._places: list[Place] = []
         self._scratch: IO[bytes] | None = None
-
-    def __enter__(self) -> "ExternalData":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def folder(self) -> Path:

@@ -6,9 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from ingot.core.closing import Closing
 from ingot.ledger.database import transaction
 from ingot.observe.observation import Observation
 from ingot.observe.reading import Selection, Summary, read_log, summarize
@@ -21,7 +20,7 @@ log = logging.getLogger(__name__)
 _PRUNE_S = 1.0
 
 
-class ObservationLog:
+class ObservationLog(Closing):
     """Observations of one file: recorded by requests, written by one thread in batches.
 
     Losing the process loses what was recorded since the last flush; a full queue loses the
@@ -70,17 +69,6 @@ class ObservationLog:
             note_rules(self._db, rules, clock())
         self._thread = threading.Thread(target=self._write, name="ingot-observe", daemon=True)
         self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def dropped(self) -> int:

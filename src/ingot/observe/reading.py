@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -88,18 +89,13 @@ def read_log(path: Path, selection: Selection | None = None) -> Iterator[Observa
     Raises:
         LedgerError: The file is not a SQLite database.
     """
-    where, values = (selection or Selection()).where()
     with reading(path) as db:
         if not has_table(db, "observations"):
             return
-        rows = db.execute(
-            f"SELECT {', '.join(columns_of(db))} FROM observations WHERE {where}"  # noqa: S608 # names of our own fields
-            " ORDER BY time, id",
-            values,
-        )
-        with closing(rows):  # a reader that stops early must not hold the log's old pages
+        with closing(_find(db, selection, "ORDER BY time, id")) as rows:
+            # closed, for a reader that stops early must not hold the log's old pages
             while piece := rows.fetchmany(_PIECE_ROWS):
-                yield from map(observation_of, piece)
+                yield from map(_observed, piece)
 
 
 def read_newest(
@@ -115,19 +111,14 @@ def read_newest(
     Raises:
         LedgerError: The file is not a SQLite database.
     """
-    where, values = (selection or Selection()).where()
     with reading(path) as db:
         if not has_table(db, "observations"):
             return 0, []
         db.execute("BEGIN")  # both answers are of one moment
         (newest,) = db.execute("SELECT coalesce(max(id), 0) FROM observations").fetchone()
-        rows = db.execute(
-            f"SELECT {', '.join(columns_of(db))} FROM observations WHERE {where}"  # noqa: S608 # names of our own fields
-            " ORDER BY id DESC LIMIT ?",
-            [*values, last],
-        ).fetchall()
+        rows = _find(db, selection, "ORDER BY id DESC LIMIT ?", last).fetchall()
         db.execute("COMMIT")
-    return int(newest), [observation_of(row) for row in reversed(rows)]
+    return int(newest), [_observed(row) for row in reversed(rows)]
 
 
 def read_after(
@@ -140,16 +131,11 @@ def read_after(
         row: Number of that other one, as `read_newest` or the call before returned it.
         selection: Which; all if not given.
     """
-    where, values = (selection or Selection()).where()
     with reading(path) as db:
         if not has_table(db, "observations"):
             return row, []
-        rows = db.execute(
-            f"SELECT id, {', '.join(columns_of(db))} FROM observations WHERE id > ? AND {where}"  # noqa: S608 # names of our own fields
-            " ORDER BY id",
-            [row, *values],
-        ).fetchall()
-    return (int(rows[-1][0]) if rows else row), [observation_of(found[1:]) for found in rows]
+        rows = _find(db, selection, "AND id > ? ORDER BY id", row).fetchall()
+    return (int(rows[-1][-1]) if rows else row), [_observed(found) for found in rows]
 
 
 def read_ended(
@@ -164,19 +150,35 @@ def read_ended(
         since: UTC seconds since 1970.
         selection: Which; all if not given.
     """
-    where, values = (selection or Selection()).where()
     with reading(path) as db:
         if not has_table(db, "observations"):
             return
-        rows = db.execute(
-            f"SELECT {', '.join(columns_of(db))} FROM observations WHERE {where} ORDER BY id DESC",  # noqa: S608 # names of our own fields
-            values,
-        )
-        with closing(rows):
-            for row in map(observation_of, rows):
+        with closing(_find(db, selection, "ORDER BY id DESC")) as rows:
+            for row in map(_observed, rows):
                 if row.time + row.latency_ms / 1e3 < since - _LATE_S:
                     return
                 yield row
+
+
+def _find(
+    db: sqlite3.Connection, selection: Selection | None, rest: str, *more: float
+) -> sqlite3.Cursor:
+    """Return the rows of a selection: every field, then the row's number.
+
+    Args:
+        db: The log.
+        selection: Which; all if not given.
+        rest: Of the query, with `?` for each further value.
+        more: Those values.
+    """
+    where, values = (selection or Selection()).where()
+    fields = ", ".join(columns_of(db))
+    query = f"SELECT {fields}, id FROM observations WHERE {where} {rest}"  # noqa: S608 # names of our own fields
+    return db.execute(query, [*values, *more])
+
+
+def _observed(row: tuple[Any, ...]) -> Observation:  # cells are of many types
+    return observation_of(row[:-1])
 
 
 @dataclass(frozen=True, slots=True)

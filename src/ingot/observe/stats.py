@@ -40,6 +40,8 @@ class Window:
     Attributes:
         start: UTC seconds since 1970.
         seconds: How long it is; the newest one is not over yet.
+        requests: How many requests ended in it.
+        errors: How many of them failed by the server's fault: statuses from 500 up.
         by_status: Requests by HTTP status.
         p50_ms: Median latency in milliseconds; None without requests.
         p95_ms: 95th percentile.
@@ -48,25 +50,27 @@ class Window:
 
     start: float
     seconds: float
+    requests: float
+    errors: float
     by_status: dict[int, float]
     p50_ms: float | None
     p95_ms: float | None
     p99_ms: float | None
 
     @property
-    def requests(self) -> float:
-        """How many requests ended in it."""
-        return sum(self.by_status.values())
-
-    @property
-    def errors(self) -> float:
-        """How many of them failed by the server's fault: statuses from 500 up."""
-        return sum(n for status, n in self.by_status.items() if status >= _FIRST_FAILURE)
+    def end(self) -> float:
+        """UTC seconds since 1970."""
+        return self.start + self.seconds
 
     @property
     def rate_per_s(self) -> float:
         """Requests per second."""
         return self.requests / self.seconds if self.seconds else 0.0
+
+    @property
+    def error_share(self) -> float:
+        """Share of the requests that are errors; 0 without any."""
+        return self.errors / self.requests if self.requests else 0.0
 
     def to_json(self) -> dict[str, Json]:
         """Return the JSON form."""
@@ -260,4 +264,7 @@ class Stats:
         p50, p95, p99 = one.quantiles
         offset = self._wall() - self._clock()
         seconds = max(0.0, end - start)
-        return Window(start + offset, seconds, dict(one.by_status), p50, p95, p99)
+        requests = sum(one.by_status.values())
+        errors = sum(n for status, n in one.by_status.items() if status >= _FIRST_FAILURE)
+        counts = dict(one.by_status)
+        return Window(start + offset, seconds, requests, errors, counts, p50, p95, p99)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, Self
 
+from ingot.core.closing import Closing
 from ingot.core.digest import Json, canonical_json, short
 from ingot.core.errors import LedgerError, ModelError, RegistryError
 from ingot.core.files import home
@@ -69,7 +69,7 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-class Registry:
+class Registry(Closing):
     """Versions and stages in `folder/ingot.sqlite`, with `folder/evidence` and `folder/store`."""
 
     def __init__(
@@ -99,17 +99,6 @@ class Registry:
             ledger.connection.execute(statement)
         guard(ledger.connection, "versions", "moves")
         return cls(ledger, folder, now=now)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file."""

@@ -23,6 +23,7 @@ from ingot.serve.routing import (
     VERSION,
     Dispatch,
     FastPath,
+    exact_paths,
     find_version,
     quick_paths,
     refuse_path,
@@ -89,9 +90,10 @@ def build_app(
 
         routes += text_routes(served, around)
     failures = {HTTPException: _http_error, RequestError: refusal, Exception: crash}
-    fast = Middleware(FastPath, versions=versions, routes=infer, named=named)
+    paths = exact_paths(versions, infer, named)
+    fast = Middleware(FastPath, paths=paths)
     app = Starlette(routes=routes, middleware=[fast], exception_handlers=failures)
-    app.state.quick = quick_paths(versions, infer, named)
+    app.state.quick = quick_paths(paths)
     return app
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -117,9 +117,7 @@ def _open_log(endpoint: Endpoint, stack: ExitStack) -> "ObservationLog | None":
         return None
     from ingot.observe.log import ObservationLog
 
-    log = ObservationLog(endpoint.log, rules=endpoint.log_rules)
-    stack.callback(log.close)
-    return log
+    return stack.enter_context(ObservationLog(endpoint.log, rules=endpoint.log_rules))
 
 
 def _open_gate(endpoint: Endpoint, stack: ExitStack) -> "Gate | None":
@@ -127,9 +125,7 @@ def _open_gate(endpoint: Endpoint, stack: ExitStack) -> "Gate | None":
         return None
     from ingot.serve.access.gate import Gate
 
-    gate = Gate(endpoint.access)
-    stack.callback(gate.close)
-    return gate
+    return stack.enter_context(closing(Gate(endpoint.access)))
 
 
 def _open_tracer(endpoint: Endpoint, stack: ExitStack) -> "Tracer | None":
@@ -137,9 +133,7 @@ def _open_tracer(endpoint: Endpoint, stack: ExitStack) -> "Tracer | None":
         return None
     from ingot.serve.tracing import Tracer
 
-    tracer = Tracer(endpoint.tracing)
-    stack.callback(tracer.close)
-    return tracer
+    return stack.enter_context(closing(Tracer(endpoint.tracing)))
 
 
 def _open_limits(endpoint: Endpoint) -> "RateLimits | None":

@@ -82,9 +82,12 @@ class QuickRoute(Route, Protocol):
         """
 
 
+Ways = Mapping[str, tuple[Route, Mapping[str, str]]]
+
+
 def exact_paths(
     versions: Sequence[Version], routes: Sequence[Route], named: Mapping[str, Route]
-) -> dict[str, tuple[Route, Mapping[str, str]]]:
+) -> Ways:
     """Return what answers for each infer path in its usual spelling, with what the path names.
 
     Args:
@@ -102,21 +105,13 @@ def exact_paths(
     return paths
 
 
-def quick_paths(
-    versions: Sequence[Version], routes: Sequence[Route], named: Mapping[str, Route]
-) -> dict[bytes, tuple[QuickRoute, Mapping[str, str]]]:
-    """Return what may answer on the spot for a path, with what the path names.
-
-    Args:
-        versions: What is served.
-        routes: What answers for each.
-        named: What answers for a name without a number; the first version of it elsewhere.
-    """
-    quick: dict[bytes, tuple[QuickRoute, Mapping[str, str]]] = {}
-    for path, (route, names) in exact_paths(versions, routes, named).items():
-        if isinstance(route, QuickRoute):
-            quick[path.encode()] = (route, names)
-    return quick
+def quick_paths(paths: Ways) -> dict[bytes, tuple[QuickRoute, Mapping[str, str]]]:
+    """Return those of some paths that may be answered on the spot."""
+    return {
+        path.encode(): (route, names)
+        for path, (route, names) in paths.items()
+        if isinstance(route, QuickRoute)
+    }
 
 
 class Dispatch:
@@ -148,22 +143,12 @@ class FastPath:
 
     Args:
         app: The rest of the application.
-        versions: What is served.
-        routes: What answers for each. Exact paths go past; the router takes every other spelling.
-        named: What answers for a name without a number, where that is not the first version.
+        paths: What answers for each path. These go past; the router takes every other spelling.
     """
 
     # Any: an ASGI application of the framework
-    def __init__(
-        self,
-        app: Any,
-        *,
-        versions: Sequence[Version],
-        routes: Sequence[Route],
-        named: Mapping[str, Route],
-    ) -> None:
-        self._app = app
-        self._paths = exact_paths(versions, routes, named)
+    def __init__(self, app: Any, *, paths: Ways) -> None:
+        self._app, self._paths = app, paths
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Answer, or pass on."""

@@ -9,9 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Self
+from types import FrameType
+from typing import TYPE_CHECKING
 
+from ingot.core.closing import Closing
 from ingot.core.errors import ServeError
 from ingot.core.extras import need
 
@@ -24,7 +25,7 @@ TICK_S = 0.005
 
 
 @dataclass(slots=True)
-class Running(ABC):
+class Running(Closing, ABC):
     """A server that answers, in a thread of this process. A context manager that stops it.
 
     Attributes:
@@ -39,15 +40,8 @@ class Running(ABC):
     thread: threading.Thread
     resources: ExitStack
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Stop."""
         self.stop()
 
     @property

@@ -6,9 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from queue import SimpleQueue
-from types import TracebackType
-from typing import Self
 
+from ingot.core.closing import Closing
 from ingot.core.errors import EngineError
 from ingot.runtime.generation.decoding import Decoding
 from ingot.runtime.generation.request import Piece, Prompt, Request
@@ -83,7 +82,7 @@ class Handle:
         self._cancel(self.number)
 
 
-class Batcher:
+class Batcher(Closing):
     """Generates many texts at once on one decoder.
 
     A text with its seed is the same alone and in company. Submitting is thread-safe.
@@ -174,17 +173,6 @@ class Batcher:
             self._news.notify()
         if threading.current_thread() is not self._thread:
             self._thread.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _cancel(self, number: int) -> None:
         with self._news:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ingot.observe.stats import Window
 from ingot.serve.console.charts import Chart, Line
-from ingot.serve.console.series import Source, Window
+from ingot.serve.console.series import StatsSource
 from ingot.serve.traffic.desk import TrafficDesk
 from ingot.twin.conditions import read_condition
 
@@ -175,7 +176,7 @@ class TrafficState:
     may_operate: bool
 
 
-def read_traffic(desk: TrafficDesk, source: Source, *, may_operate: bool) -> TrafficState:
+def read_traffic(desk: TrafficDesk, source: StatsSource, *, may_operate: bool) -> TrafficState:
     """Return how the requests for a name are dealt; reads the record on disk.
 
     Args:
@@ -200,7 +201,7 @@ def read_traffic(desk: TrafficDesk, source: Source, *, may_operate: bool) -> Tra
     )  # fmt: skip
 
 
-def arm_charts(desk: TrafficDesk, source: Source, *, since: float) -> tuple[Chart, ...]:
+def arm_charts(desk: TrafficDesk, source: StatsSource, *, since: float) -> tuple[Chart, ...]:
     """Return answers a second and latency of each arm over the last hour, at most four of them.
 
     Args:
@@ -216,7 +217,7 @@ def arm_charts(desk: TrafficDesk, source: Source, *, since: float) -> tuple[Char
     rates, tails = [], []
     for number, windows in by_arm.items():
         times = tuple(round(one.end, 3) for one in windows[:size])
-        rates.append(Line(f"version {number}", tuple(w.requests_per_s for w in windows[:size])))
+        rates.append(Line(f"version {number}", tuple(w.rate_per_s for w in windows[:size])))
         tails.append(Line(f"version {number}", tuple(w.p95_ms for w in windows[:size])))
     return (
         Chart("arm_rate", "Dealt requests per second", "/s", times, tuple(rates)),
@@ -229,7 +230,7 @@ def _shown(decisions: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [*changes, *decisions[-1:]][: -_DECISIONS - 1 : -1]
 
 
-def _arms(found: Mapping[str, Any], source: Source) -> tuple[ArmRow, ...]:
+def _arms(found: Mapping[str, Any], source: StatsSource) -> tuple[ArmRow, ...]:
     canary = found["canary"]["version"] if found["canary"] is not None else None
     none = {"requests": 0, "errors": 0}
     rows = []

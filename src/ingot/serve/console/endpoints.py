@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ingot.core.errors import ServeError
+from ingot.observe.stats import Window
 from ingot.serve.console.arms import TrafficState, arm_charts, read_traffic
 from ingot.serve.console.charts import Chart, Line
 from ingot.serve.console.facts import VersionFacts, curl_line, limits_of, read_facts
 from ingot.serve.console.page import Action, Page, Section, Visit
-from ingot.serve.console.series import LOOK_S, Level, Source, StatsSource, Totals, Window
+from ingot.serve.console.series import LOOK_S, Level, StatsSource, Totals
 from ingot.serve.console.site import Console
 from ingot.serve.metrics import Metrics
 from ingot.serve.problems import RequestError
@@ -118,7 +119,7 @@ class EndpointPages:
     def __init__(
         self,
         served: Sequence[Served],
-        source: Source,
+        source: StatsSource,
         desks: Mapping[str, TrafficDesk] | None = None,
         *,
         clock: Callable[[], float] = time.time,
@@ -236,7 +237,7 @@ class EndpointPages:
             name, version.number, version.digest, word, _WORDS[word],
             self._source.over(name, number, NOW_S), state.in_flight, state.waiting,
             self._source.totals(name, number).workers_ready if wanted else int(state.is_warm),
-            wanted, tuple(window.requests_per_s for window in recent), share, role,
+            wanted, tuple(window.rate_per_s for window in recent), share, role,
         )  # fmt: skip
 
     def _place(self, name: str, number: int) -> tuple[float | None, str]:
@@ -290,7 +291,7 @@ def _charts(windows: Sequence[Window]) -> tuple[Chart, ...]:
 
     def answers(hundreds: int) -> tuple[float, ...]:
         return tuple(
-            sum(n for s, n in one.statuses.items() if s // 100 == hundreds) / one.seconds
+            sum(n for s, n in one.by_status.items() if s // 100 == hundreds) / one.seconds
             for one in windows
         )
 
@@ -300,7 +301,7 @@ def _charts(windows: Sequence[Window]) -> tuple[Chart, ...]:
         Line("p99", tuple(one.p99_ms for one in windows)),
     )
     refused = (Line("refused (4xx)", answers(4)), Line("failed (5xx)", answers(5)))
-    rate = (Line("answers", tuple(one.requests_per_s for one in windows)),)
+    rate = (Line("answers", tuple(one.rate_per_s for one in windows)),)
     return (
         Chart("rate", "Answers per second", "/s", times, rate),
         Chart("latency", "Latency", "ms", times, latency),

@@ -3,57 +3,16 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from ingot.observe import stats
+from ingot.observe.stats import KEEP_S, Window
 from ingot.serve.metrics import Metrics
 
 LOOK_S = 2.0
-_KEPT = int(stats.KEEP_S / LOOK_S)
+_KEPT = int(KEEP_S / LOOK_S)
 _SAME_S = 0.002  # times are rounded to a millisecond on their way to a browser and back
 Key = tuple[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """What happened to one version, or one arm of it, in a stretch of time.
-
-    Attributes:
-        start: UTC seconds since 1970.
-        seconds: How long it was.
-        requests: Answers given.
-        errors: Those of them that are the server's fault: 5xx.
-        p50_ms: Median latency; None without a request. So are the next two.
-        p95_ms: 95th percentile.
-        p99_ms: 99th percentile.
-        statuses: Answers by HTTP status.
-    """
-
-    start: float
-    seconds: float
-    requests: int
-    errors: int
-    p50_ms: float | None
-    p95_ms: float | None
-    p99_ms: float | None
-    statuses: Mapping[int, int] = field(default_factory=dict)
-
-    @property
-    def end(self) -> float:
-        """UTC seconds since 1970."""
-        return self.start + self.seconds
-
-    @property
-    def requests_per_s(self) -> float:
-        """Answers a second."""
-        return self.requests / self.seconds if self.seconds > 0 else 0.0
-
-    @property
-    def error_share(self) -> float:
-        """Share of the answers that are errors; 0 without any."""
-        return self.errors / self.requests if self.requests else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,36 +51,12 @@ class Totals:
     restarts: int = 0
 
 
-class Source(Protocol):
-    """Where pages get their figures. May be used by several threads.
-
-    An arm is that of a traffic split; None means all of a version's requests.
-    """
-
-    def windows(
-        self, model: str, version: str, *, since: float = 0.0, arm: str | None = None
-    ) -> Sequence[Window]:
-        """Return the windows that ended after a time and are over, the oldest first."""
-        ...
-
-    def over(self, model: str, version: str, seconds: float, *, arm: str | None = None) -> Window:
-        """Return one window over the last seconds."""
-        ...
-
-    def levels(self, model: str, version: str) -> Sequence[Level]:
-        """Return the workers of the last hour, the oldest first."""
-        ...
-
-    def totals(self, model: str, version: str) -> Totals:
-        """Return what was counted since the start."""
-        ...
-
-
 class StatsSource:
-    """A source that reads a server's `Stats`, and looks at its other counts again and again.
+    """Where pages get their figures: a server's `Stats`, and its other counts at every look.
 
-    Nothing of it is on the path of a request. Quantiles are within `ingot.observe.stats.ACCURACY`
-    of the exact ones. A window that is not over yet counts in `over` and is none of `windows`.
+    May be used by several threads. An arm is that of a traffic split; None means all of a version's
+    requests. Nothing of it is on the path of a request. A window that is not over yet counts in
+    `over` and is none of `windows`.
 
     Args:
         metrics: Where the counts are.
@@ -148,11 +83,11 @@ class StatsSource:
         """Return the windows that ended after a time and are over, the oldest first."""
         found = self._metrics.stats.windows(since, model=model, version=version, arm=arm)
         # the last one is not over yet
-        return [one for one in map(_window, found[:-1]) if one.end > since + _SAME_S]
+        return [one for one in found[:-1] if one.end > since + _SAME_S]
 
     def over(self, model: str, version: str, seconds: float, *, arm: str | None = None) -> Window:
         """Return one window over the last seconds, the one that is not over yet with it."""
-        return _window(self._metrics.stats.over(seconds, model=model, version=version, arm=arm))
+        return self._metrics.stats.over(seconds, model=model, version=version, arm=arm)
 
     def levels(self, model: str, version: str) -> list[Level]:
         """Return the workers of the last hour, the oldest first."""
@@ -193,16 +128,6 @@ def _read(metrics: Metrics) -> dict[Key, Totals]:
         else:
             counts.gauges[name] = value
     return {key: counts.totals() for key, counts in found.items()}
-
-
-def _window(one: stats.Window) -> Window:
-    p50, p95, p99 = (
-        None if top is None else round(top, 4) for top in (one.p50_ms, one.p95_ms, one.p99_ms)
-    )
-    statuses = {status: round(count) for status, count in one.by_status.items()}
-    return Window(
-        one.start, one.seconds, round(one.requests), round(one.errors), p50, p95, p99, statuses
-    )
 
 
 def _apart(below: Mapping[str, int]) -> dict[str, int]:

@@ -13,7 +13,7 @@ from ingot.runtime.generation.text import Tokenizer
 from ingot.serve.generation import openai
 from ingot.serve.generation.asking import MOST_LOGPROBS, Ask, fit, read_object, sampling_of
 from ingot.serve.generation.generate import sse
-from ingot.serve.generation.openai import INVALID, OpenAiKnobs, unsupported
+from ingot.serve.generation.openai import INVALID, OpenAiDialect, OpenAiKnobs, unsupported
 from ingot.serve.generation.reply import Reply, Source
 from ingot.serve.problems import RequestError
 
@@ -82,14 +82,12 @@ class ChatTemplate:
             ) from error
 
 
-class Chat:
+class Chat(OpenAiDialect):
     """Reads requests and writes answers of the chat API.
 
     Args:
         ends: What the model carries.
     """
-
-    invalid = INVALID
 
     def __init__(self, ends: Ends) -> None:
         able = ends.chat_template and is_installed("jinja2")
@@ -158,14 +156,6 @@ class Chat:
         }
         head = _frame(reply, "chat.completion")
         return msgspec.json.encode(head | {"choices": [choice], "usage": openai.usage(reply)})
-
-    def failure(self, status: int, words: str) -> tuple[str, bytes]:
-        """Return media type and body of a refusal."""
-        return openai.failure(status, words)
-
-    def broken(self, status: int, words: str) -> bytes:
-        """Return the event of a text that failed under way."""
-        return openai.broken(status, words)
 
     # Any below is what JSON can say.
     def _chunk(self, reply: Reply, delta: Any, logprobs: Any, finish: str | None) -> bytes:

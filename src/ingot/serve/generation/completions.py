@@ -10,7 +10,7 @@ from ingot.runtime.generation.text import Tokenizer
 from ingot.serve.generation import openai
 from ingot.serve.generation.asking import Ask, fit, read_object, sampling_of
 from ingot.serve.generation.generate import sse
-from ingot.serve.generation.openai import INVALID, OpenAiKnobs, unsupported
+from ingot.serve.generation.openai import INVALID, OpenAiDialect, OpenAiKnobs, unsupported
 from ingot.serve.generation.reply import Reply, Source
 from ingot.serve.problems import RequestError
 
@@ -28,10 +28,8 @@ class CompletionRequest(OpenAiKnobs, kw_only=True):
     suffix: str = ""
 
 
-class Completions:
+class Completions(OpenAiDialect):
     """Reads requests and writes answers of the completions API."""
-
-    invalid = INVALID
 
     def read(self, body: bytes, source: Source, request_id: str) -> Ask:
         """Read a request.
@@ -92,14 +90,6 @@ class Completions:
         return msgspec.json.encode(
             _frame(reply) | {"choices": [choice], "usage": openai.usage(reply)}
         )
-
-    def failure(self, status: int, words: str) -> tuple[str, bytes]:
-        """Return media type and body of a refusal."""
-        return openai.failure(status, words)
-
-    def broken(self, status: int, words: str) -> bytes:
-        """Return the event of a text that failed under way."""
-        return openai.broken(status, words)
 
     # Any below is what JSON can say.
     def _chunk(self, reply: Reply, text: str, logprobs: Any, finish: str | None) -> bytes:

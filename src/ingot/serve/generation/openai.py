@@ -72,6 +72,24 @@ def check_shared(knobs: OpenAiKnobs) -> None:
         )
 
 
+class OpenAiDialect:
+    """What completions and chat answer alike.
+
+    Attributes:
+        invalid: Status of a request that does not fit the model.
+    """
+
+    invalid = INVALID
+
+    def failure(self, status: int, words: str) -> tuple[str, bytes]:
+        """Return media type and body of a refusal."""
+        return failure(status, words)
+
+    def broken(self, status: int, words: str) -> bytes:
+        """Return the event of a text that failed under way."""
+        return sse(_error(status, words)) + DONE
+
+
 def unsupported(name: str, value: object, only: object) -> RequestError:
     """Return the refusal of a setting that this server does not have."""
     return RequestError(
@@ -89,11 +107,6 @@ def seed_in_range(seed: int | None) -> int | None:
 def failure(status: int, words: str) -> tuple[str, bytes]:
     """Return media type and body of a refusal."""
     return _MEDIA, msgspec.json.encode(_error(status, words))
-
-
-def broken(status: int, words: str) -> bytes:
-    """Return the event of a text that failed under way."""
-    return sse(_error(status, words)) + DONE
 
 
 # Any below: JSON.

@@ -4,9 +4,8 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from types import TracebackType
-from typing import Self
 
+from ingot.core.closing import Closing
 from ingot.core.errors import EngineError, IngotError, ServeError
 from ingot.core.units import show_number
 from ingot.data.data import Array
@@ -96,7 +95,7 @@ class Text:
             self._pieces.append(piece)
 
 
-class Writer:
+class Writer(Closing):
     """Writes many texts at once on one decoder.
 
     It stands where a runner of inferences would: it says whether the model can answer, and refuses
@@ -141,15 +140,8 @@ class Writer:
             step_tokens=settings.step_tokens,
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End what is being written."""
         self._batcher.close()
 
     @property

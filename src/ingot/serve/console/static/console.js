@@ -79,6 +79,7 @@
     const isLatency = chart.unit === "ms"; // a median and its tail fit one axis only as logarithms
     const isCount = chart.unit === "" || chart.unit === "jobs";
     const fromZero = (_u, _low, top) => [0, top > 0 ? top * 1.08 : 1];
+    const minute = (_u, first, last) => [first === last ? first - 60 : first, last]; // at least
     const font = "11.5px system-ui, sans-serif";
     const isDecade = (mark) => Math.abs(Math.log10(mark) - Math.round(Math.log10(mark))) < 1e-6;
     const decades = (_u, marks) => marks.map((mark) => (isDecade(mark) ? mark : null));
@@ -90,7 +91,7 @@
       cursor: { points: { size: 6 }, drag: { x: false, y: false }, sync: { key: "page" } },
       legend: { show: false },
       padding: [8, 18, 0, 0],
-      scales: { x: { time: true }, y: isLatency ? { distr: 3 } : { range: fromZero } },
+      scales: { x: { time: true, range: minute }, y: isLatency ? { distr: 3 } : { range: fromZero } },
       axes: [
         { ...axis, grid: { show: false }, space: 74, size: 26,
           values: (_u, marks) => marks.map((mark) => clock(mark, marks[1] - marks[0] < 60)) },
@@ -103,7 +104,7 @@
         stroke: colour(index + 1),
         width: 1.75,
         dash: DASHES[index],
-        points: { show: false },
+        points: { show: () => chart.times.length === 1 },
         spanGaps: false,
         paths: chart.is_stepped ? uPlot.paths.stepped({ align: 1 }) : undefined,
         fill: index === 0 && chart.lines.length === 1
