@@ -79,7 +79,8 @@
     const isLatency = chart.unit === "ms"; // a median and its tail fit one axis only as logarithms
     const isCount = chart.unit === "" || chart.unit === "jobs";
     const fromZero = (_u, _low, top) => [0, top > 0 ? top * 1.08 : 1];
-    const minute = (_u, first, last) => [first === last ? first - 60 : first, last]; // at least
+    // with one point alone uPlot would show a day
+    const span = (_u, first, last) => (chart.times.length === 1 ? [first - 60, first + 1] : [first, last]);
     const font = "11.5px system-ui, sans-serif";
     const isDecade = (mark) => Math.abs(Math.log10(mark) - Math.round(Math.log10(mark))) < 1e-6;
     const decades = (_u, marks) => marks.map((mark) => (isDecade(mark) ? mark : null));
@@ -91,7 +92,7 @@
       cursor: { points: { size: 6 }, drag: { x: false, y: false }, sync: { key: "page" } },
       legend: { show: false },
       padding: [8, 18, 0, 0],
-      scales: { x: { time: true, range: minute }, y: isLatency ? { distr: 3 } : { range: fromZero } },
+      scales: { x: { time: true, range: span }, y: isLatency ? { distr: 3 } : { range: fromZero } },
       axes: [
         { ...axis, grid: { show: false }, space: 74, size: 26,
           values: (_u, marks) => marks.map((mark) => clock(mark, marks[1] - marks[0] < 60)) },
