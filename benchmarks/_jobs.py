@@ -4,14 +4,12 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from itertools import pairwise
@@ -20,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from _jobs_server import NAME
 from _postgres_server import postgres_server
+from _realtime import drive
 from _results import HERE, Claim, Section
 
 from ingot.core.errors import ServeError
@@ -36,7 +35,7 @@ from ingot.twin.trace import replay
 
 JOBS, KILLS, SEED = 1000, 50, 0
 PUTS, COLD_STARTS, TRACE = 5000, 200, 10_000
-AT_ONCE, WEB_PUTS = 16, 100
+AT_ONCE, WEB_PUTS = 16, 250
 WORK_S = 0.1  # a job of the kill test, so that kills hit jobs in hand
 ARRIVALS_PER_S, SERVICE_S = 50.0, 0.25
 LIVE_COOLDOWN_S = 2.0
@@ -260,34 +259,15 @@ def _put_all(store: TableJobStore, prefix: str, puts: int, at_once: int) -> floa
 
 def _web_rates(folder: Path) -> tuple[float, float, float]:
     """Return the median, least and most of five rates of accepted jobs over HTTP."""
-    rates = []
+    count = AT_ONCE * WEB_PUTS
     with _server(folder, cooldown_s=5.0) as (_process, url):
         host, _, port = url.removeprefix("http://").partition(":")
         body = json.dumps(_request()).encode()
         head = f"POST /v2/models/{NAME}/jobs HTTP/1.1\r\nhost: {host}\r\n"
         message = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
-        for _ in range(5):
-            links = [socket.create_connection((host, int(port))) for _ in range(AT_ONCE)]
-            start = time.perf_counter()
-            with ThreadPoolExecutor(AT_ONCE) as pool:
-                list(pool.map(partial(_post_all, message=message), links))
-            rates.append(AT_ONCE * WEB_PUTS / (time.perf_counter() - start))
-            for link in links:
-                link.close()
+        took = [drive(int(port), message, count, at_once=AT_ONCE, status=202) for _ in range(5)]
+    rates = [count / seconds for seconds in took]
     return float(np.median(rates)), min(rates), max(rates)
-
-
-def _post_all(link: socket.socket, *, message: bytes) -> None:
-    for _ in range(WEB_PUTS):
-        link.sendall(message)
-        head, body = b"", b""
-        while b"\r\n\r\n" not in head:
-            head += link.recv(65_536)
-        head, _, body = head.partition(b"\r\n\r\n")
-        length = int(head.lower().partition(b"content-length:")[2].split()[0])
-        while len(body) < length:
-            body += link.recv(65_536)
-        assert b" 202 " in head[:20], head[:200]
 
 
 def _watch(folder: Path) -> None:

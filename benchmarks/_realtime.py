@@ -13,7 +13,6 @@ import random
 import selectors
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ BODY = json.dumps(
     {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [0.1, -2.5, 3.25, 4.0]}]}
 ).encode()
 START_S = 60
+WARM_UP = 500  # requests
 
 
 class Server:
@@ -130,12 +130,12 @@ class Server:
         return sorted(named & {p for p, fields in self.processes().items() if fields[0] != "Z"})
 
 
-def drive(server, count, *, at_once=16):
-    """Send so many requests over kept connections, as many at a time; return seconds."""
-    request, left, answered = server.request, count, 0
+def drive(port, request, count, *, at_once=16, status=200):
+    """Send a request so often over kept connections, as many at a time; return seconds."""
+    left, answered = count, 0
     with selectors.DefaultSelector() as selector, contextlib.ExitStack() as stack:
         for _ in range(at_once):
-            connection = socket.create_connection(("127.0.0.1", server.port))
+            connection = socket.create_connection(("127.0.0.1", port))
             stack.enter_context(connection)
             selector.register(connection, selectors.EVENT_READ, bytearray())
             connection.sendall(request)
@@ -144,7 +144,7 @@ def drive(server, count, *, at_once=16):
         while answered < count:
             for key, _ in selector.select(30):
                 key.data.extend(key.fileobj.recv(65536))
-                if not _is_whole(key.data):
+                if not _is_whole(key.data, status):
                     continue
                 answered += 1
                 key.data.clear()
@@ -154,32 +154,32 @@ def drive(server, count, *, at_once=16):
         return time.perf_counter() - started
 
 
-def measure_overhead(requests=20_000, rounds=5, *, at_once=16):
-    """Return CPU microseconds and requests per second of each server; rounds take turns.
+def measure_overhead(rounds=21, *, seconds=1.0):
+    """Return, for each server, CPU microseconds and requests per second of every round.
+
+    The servers take turns within a round, each for about as long, so what slows the machine down
+    for a while slows all of them.
 
     Args:
-        requests: Per round of ours; peers get a tenth, which takes them as long.
         rounds: How often each server has its turn.
-        at_once: Requests at a time.
+        seconds: How long a turn lasts, about.
     """
     found = {}
     with contextlib.ExitStack() as stack:
         servers = {name: stack.enter_context(Server(name)) for name in _installed()}
-        for server in servers.values():
-            drive(server, 300)
+        counts = {}
+        for name, server in servers.items():
+            drive(server.port, server.request, WARM_UP)
+            took = drive(server.port, server.request, WARM_UP)
+            counts[name] = int(WARM_UP * seconds / took)
         for _ in range(rounds):
             for name, server in servers.items():
-                count = requests if name == "ingot" else requests // 10
                 before = server.cpu_s()
-                seconds = drive(server, count, at_once=at_once)
+                took = drive(server.port, server.request, counts[name])
                 row = found.setdefault(name, {"cpu_us": [], "requests_per_s": []})
-                row["cpu_us"].append((server.cpu_s() - before) / count * 1e6)
-                row["requests_per_s"].append(count / seconds)
-    return {
-        name: {what: {"median": statistics.median(v), "low": min(v), "high": max(v)}
-               for what, v in row.items()}
-        for name, row in found.items()
-    }  # fmt: skip
+                row["cpu_us"].append((server.cpu_s() - before) / counts[name] * 1e6)
+                row["requests_per_s"].append(counts[name] / took)
+    return found
 
 
 def measure_kills(name="ingot", *, requests=6000, kills=20, clients=6, seed=0):
@@ -224,12 +224,12 @@ def measure_kills(name="ingot", *, requests=6000, kills=20, clients=6, seed=0):
     }
 
 
-def _is_whole(data):
+def _is_whole(data, status):
     head, found, body = bytes(data).partition(b"\r\n\r\n")
     if not found:
         return False
-    if not head.startswith(b"HTTP/1.1 200"):
-        raise RuntimeError(f"The server must answer 200; got {head[:80]!r} {body[:200]!r}.")
+    if not head.startswith(b"HTTP/1.1 %d " % status):
+        raise RuntimeError(f"The server must answer {status}; got {head[:80]!r} {body[:200]!r}.")
     for line in head.lower().split(b"\r\n"):
         if line.startswith(b"content-length:"):
             return len(body) >= int(line.split(b":")[1])
