@@ -54,14 +54,22 @@ def test_manifests_image_and_bundle_are_written(run, tmp_path):
 
 
 @pytest.mark.usefixtures("released")
-def test_a_name_that_kubernetes_refuses_ends_with_what_to_do(run, tmp_path):
+@pytest.mark.parametrize(
+    ("option", "value", "what_to_do"),
+    [
+        ("--name", "Tiny_1", "Give another one"),
+        ("--storage-uri", "az://models/tiny", "Give it in one of these forms"),
+        ("--max-replicas", str(2**31), "Correct them"),
+    ],
+)
+def test_what_a_cluster_refuses_ends_with_what_to_do(run, tmp_path, option, value, what_to_do):
     done = run(
         "deploy", "kserve", "tiny@prod", "--image", IMAGE, "--out", tmp_path / "out",
-        "--name", "Tiny_1",
+        option, value,
     )  # fmt: skip
 
     assert done.code == 2
-    assert "Give another one" in done.err
+    assert what_to_do in done.err
     assert not (tmp_path / "out").exists()
 
 

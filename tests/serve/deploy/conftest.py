@@ -1,6 +1,6 @@
 """A registry with two released versions of a tiny network."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +16,10 @@ from ingot.registry.registry import Registry
 from ingot.registry.version import Version
 from ingot.runtime.engine import EngineConfig
 from ingot.runtime.machine import machine_digest
+from ingot.serve.deploy.kserve import KServe
+from ingot.serve.deploy.scaling import Scaling
 from ingot.testing.tiny import tiny_cnn
+from ingot.twin.policy import ScalingPolicy
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -65,3 +68,16 @@ def ray_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ray")
     with release_two(folder / "home"):
         return folder
+
+
+@pytest.fixture
+def settings(released: Released) -> Callable[..., KServe]:
+    """Give what builds settings for Kubernetes: replicas, their target, and fields of `KServe`."""
+
+    def make(*, low: int = 1, high: int = 4, target: float = 5.0, **more: object) -> KServe:
+        policy = ScalingPolicy(low, high, target, in_cooldown_s=90.0)
+        values = {"image": "registry.example.org/digits:2", "name": "digits"} | more
+        scaling = Scaling("http://prometheus.monitoring:9090", policy)
+        return KServe(released.version, scaling=scaling, **values)
+
+    return make

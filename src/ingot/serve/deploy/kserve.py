@@ -30,6 +30,9 @@ STATE = "/var/lib/ingot"
 USER = 10001
 FORMAT = "ingot"
 _STORAGE_HOME = "/mnt/models"  # where KServe puts what a storage URI names
+# what it fetches as it is installed
+_STORAGES = ("s3", "gs", "https", "http", "pvc", "hf", "hdfs", "webhdfs", "oci", "file")
+_MOST_DRAIN_S = 2**31 - 1
 _GRACE_S = 5
 _SETTLE_S = 5
 _OURS = ("--host", "--port", "--grpc-port", "--log", "--drain-s", "--async", "--database",
@@ -82,23 +85,14 @@ class KServe:
         check_quantity("cpu", self.cpu)
         check_quantity("memory", self.memory)
         if self.storage_uri:
-            check_uri("A storage URI", self.storage_uri)
+            check_uri("A storage URI", self.storage_uri, schemes=_STORAGES)
         if self.service_account:
             check_label("service account", self.service_account)
-        if self.drain_s < 0:
-            raise ServeError(f"drain_s must be 0 or more; got {self.drain_s}. Raise it.")
-        if "--keys" in self.arguments:
+        if not 0 <= self.drain_s <= _MOST_DRAIN_S:
             raise ServeError(
-                "Callers of a container must show tokens of an identity provider; got --keys, "
-                "whose store would have to be written in a bundle. Use --oidc-issuer, "
-                "--oidc-audience and --oidc-jwks."
+                f"drain_s must be 0 to {_MOST_DRAIN_S}; got {self.drain_s}. Correct it."
             )
-        for word in self.arguments:
-            if word.split("=")[0] in _OURS:
-                raise ServeError(
-                    f"{word} must be left to the manifest, which sets it; got it among the "
-                    "arguments of ingot serve. Leave it out."
-                )
+        _check_arguments(self.arguments)
 
     @property
     def home(self) -> str:
@@ -117,6 +111,26 @@ class KServe:
             words += ["--async", "--folder", f"{STATE}/jobs", "--output", self.jobs.output]
             words += ["--min-instances", "1", "--max-instances", "1"]  # Kubernetes adds pods
         return (*words, *self.arguments)
+
+
+def _check_arguments(words: tuple[str, ...]) -> None:
+    if "--keys" in words:
+        raise ServeError(
+            "Callers of a container must show tokens of an identity provider; got --keys, "
+            "whose store would have to be written in a bundle. Use --oidc-issuer, "
+            "--oidc-audience and --oidc-jwks."
+        )
+    for word in words:
+        if "{{" in word:
+            raise ServeError(
+                f"Arguments must not hold '{{{{', where KServe fills something in; got {word!r}. "
+                "Leave it out."
+            )
+        if word.split("=")[0] in _OURS:
+            raise ServeError(
+                f"{word} must be left to the manifest, which sets it; got it among the "
+                "arguments of ingot serve. Leave it out."
+            )
 
 
 def manifests(settings: KServe) -> list[Manifest]:
@@ -257,6 +271,10 @@ def _service(settings: KServe) -> Manifest:
     }
     if settings.storage_uri:
         model["storageUri"] = settings.storage_uri
+    else:
+        # without a word on storage KServe takes it for a server of many models, which it gives a
+        # puller beside it; a storage without a path is nothing to fetch
+        model["storage"] = {}
     predictor: dict[str, Json] = {
         "minReplicas": max(1, settings.scaling.min_replicas),
         "maxReplicas": settings.scaling.max_replicas,

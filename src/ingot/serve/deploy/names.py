@@ -12,7 +12,7 @@ _IMAGE = re.compile(
     r"(:[\w][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?"
 )
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?")
-_URI = re.compile(r"[a-z][a-z0-9+.-]*://[^\s\"'{}]+")
+_URI = re.compile(r"([a-z][a-z0-9+.-]*)://[^\s\"'{}]+")
 
 
 def check_label(what: str, name: str, *, most: int = LABEL_MOST) -> str:
@@ -85,12 +85,23 @@ def check_quantity(what: str, value: str) -> str:
     return value
 
 
-def check_uri(what: str, value: str) -> str:
+def check_uri(what: str, value: str, *, schemes: tuple[str, ...] = ()) -> str:
     """Return a URI.
 
+    Args:
+        what: What it is, for the message.
+        value: The URI.
+        schemes: Those that are understood; any if empty.
+
     Raises:
-        ServeError: It is none.
+        ServeError: It is none, or of a scheme that is not understood.
     """
-    if not _URI.fullmatch(value):
+    found = _URI.fullmatch(value)
+    if not found:
         raise ServeError(f"{what} must be a URI like s3://bucket/path; got {value!r}. Correct it.")
+    if schemes and found[1] not in schemes:
+        raise ServeError(
+            f"{what} must be a URI that starts with {', '.join(schemes)}; got {value!r}. "
+            "Give it in one of these forms."
+        )
     return value

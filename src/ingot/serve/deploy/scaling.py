@@ -1,7 +1,7 @@
 """How many replicas run on Kubernetes: a KEDA ScaledObject on our own metrics.
 
 References:
-    KEDA 2.16: `keda.sh/v1alpha1` ScaledObject; scalers `prometheus` and `postgresql`.
+    KEDA 2.20: `keda.sh/v1alpha1` ScaledObject; scalers `prometheus` and `postgresql`.
 """
 
 import math
@@ -14,7 +14,8 @@ from ingot.serve.jobs.job import JobState
 from ingot.serve.jobs.postgres_store import SCHEMA
 from ingot.twin.policy import ScalingPolicy
 
-_MOST_COOLDOWN_S = 3600  # what a HorizontalPodAutoscaler takes
+# what a HorizontalPodAutoscaler takes: a stabilization window, 32 bits, whole thousandths
+_MOST_COOLDOWN_S, _MOST_REPLICAS, _LEAST_TARGET = 3600, 2**31 - 1, 0.001
 _POLL_S = 5
 
 
@@ -37,11 +38,16 @@ class Scaling:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be translated."""
-        check_uri("The address of Prometheus", self.prometheus)
+        check_uri("The address of Prometheus", self.prometheus, schemes=("http", "https"))
         if self.policy.in_cooldown_s > _MOST_COOLDOWN_S:
             raise ServeError(
                 f"A scale-in cool-down must be at most {_MOST_COOLDOWN_S} s on Kubernetes; got "
                 f"{self.policy.in_cooldown_s:g}. Lower it."
+            )
+        if self.max_replicas > _MOST_REPLICAS or self.policy.target < _LEAST_TARGET:
+            raise ServeError(
+                f"Kubernetes takes up to {_MOST_REPLICAS} replicas and a target of {_LEAST_TARGET} "
+                f"or more; got {self.max_replicas} and {self.policy.target:g}. Correct them."
             )
 
     @property
