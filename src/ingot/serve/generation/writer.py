@@ -146,7 +146,7 @@ class Writer(Closing):
 
     @property
     def ready(self) -> int:
-        """1 while texts are written, 0 once the batcher has stopped."""
+        """1 while texts are written; 0 while the decoder fails, and once the batcher stopped."""
         return int(self._batcher.is_open)
 
     @property
