@@ -184,14 +184,18 @@ def test_many_texts_that_crash_it_do_not_stop_a_batcher():
         )
 
 
-def test_a_text_in_a_crash_that_has_no_room_to_be_read_again_waits_for_it():
-    decoding = Crashing(at=[6], pages=5)
-    with Batcher(decoding) as batcher:
-        handles = [batcher.submit([at, *PROMPT], Sampling(max_tokens=8)) for at in range(2)]
+def test_a_sequence_that_cannot_be_closed_after_a_crash_ends_no_text(caplog):
+    class Stuck(Crashing):
+        def close_sequence(self, sequence):
+            if self.tried == 3:
+                raise RuntimeError("no such sequence")
+            super().close_sequence(sequence)
 
-        assert [[piece.token for piece in handle] for handle in handles] == [
-            continued([at, *PROMPT], 8) for at in range(2)
-        ]
+    with Batcher(Stuck(at=[3])) as batcher:
+        handle = batcher.submit(PROMPT, Sampling(max_tokens=4))
+
+        assert [piece.token for piece in handle] == continued(PROMPT, 4)
+    assert "could not be closed" in caplog.text
 
 
 def test_a_decoder_that_fails_for_a_while_loses_nothing_and_is_not_open_meanwhile():

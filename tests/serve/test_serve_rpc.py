@@ -12,6 +12,7 @@ from ingot.core.errors import MissingExtraError, ServeError
 from ingot.observe.log import ObservationLog
 from ingot.serve.access.keys import KeyStore
 from ingot.serve.endpoint import Access, Tracing
+from ingot.serve.rpc.door import Answer
 from ingot.serve.rpc.messages import SERVICE, messages
 from ingot.serve.server import serve_in_thread
 
@@ -217,6 +218,13 @@ def test_without_grpc_the_extra_is_named(endpoint, doubler, monkeypatch):
 
     with pytest.raises(MissingExtraError, match=r"ingot\[grpc\]"):
         serve_in_thread(replace(endpoint, grpc_port=0), doubler)
+
+
+def test_an_answer_that_is_no_problem_document_is_refused_in_words_all_the_same():
+    answer = Answer()
+    answer.body = b"Internal Server Error"
+
+    assert "Its log says why" in answer.words
 
 
 def stream_of(grpc, running, sent, **more):

@@ -1,5 +1,6 @@
 """Texts over gRPC: the raw call, whatever client makes it."""
 
+import json
 import queue
 import threading
 from types import SimpleNamespace
@@ -8,12 +9,16 @@ import grpc
 import numpy as np
 import pytest
 from fake_decoder import FakeDecoding
+from hypothesis import given
+from hypothesis import strategies as st
 from text_server import Gated, text_of, wait_until
 
 from ingot.observe.log import ObservationLog
 from ingot.serve.access.keys import KeyStore
 from ingot.serve.endpoint import Access, Rate
+from ingot.serve.problems import RequestError
 from ingot.serve.rpc.messages import SERVICE, messages
+from ingot.serve.rpc.texts import text_request
 
 FINAL = "triton_final_response"
 
@@ -233,6 +238,41 @@ def test_a_text_that_breaks_ends_with_an_error_and_its_neighbours_go_on(streamin
     assert "poisoned" in bad[-1].error_message
     good = [answer for answer in found if answer.infer_response.id == "good"]
     assert "".join(map(text_in, good)) == text_of(neighbour, 5)
+
+
+@given(
+    raw=st.binary(max_size=40),
+    datatype=st.sampled_from(["BYTES", "FP32", "INT64", "BOOL", "BF16", "", "x"]),
+    shape=st.lists(st.integers(-2, 5), max_size=3),
+    name=st.sampled_from(["text_input", "stop", "stop_token_ids", "parameters", "id", "stream"]),
+)
+def test_tensors_of_any_bytes_are_read_or_refused(raw, datatype, shape, name):
+    request = ask()
+    request.inputs.add(name=name, datatype=datatype, shape=shape)
+    request.raw_input_contents.append(raw)
+    try:
+        path, body = text_request(request)
+    except RequestError:
+        return
+
+    assert path.startswith("/v2/models/writer/generate")
+    json.loads(body)
+
+
+def test_a_page_that_fails_is_an_error_in_the_stream(streaming, caplog):
+    made = streaming()
+
+    def fail(*_, **__):
+        raise RuntimeError("secret")
+
+    made.running.state.runner.text = fail
+    calls = made.calls()
+    calls.send(ask())
+
+    (answer,) = calls.rest()
+    assert "secret" not in answer.error_message
+    assert answer.error_message
+    assert "secret" in caplog.text
 
 
 def test_leaving_the_call_stops_the_writing(streaming, endpoint):

@@ -163,7 +163,8 @@ class Writer(Closing):
         del feeds
         raise RequestError(
             "A model that is served to write texts takes texts, not tensors. POST to its path "
-            "/generate or /generate_stream, or serve it without --generate.",
+            "/generate or /generate_stream, call ModelStreamInfer over gRPC, or serve it without "
+            "--generate.",
             status=404,
         )
 

@@ -48,7 +48,10 @@ class Answer:
     @property
     def words(self) -> str:
         """Why it is a refusal."""
-        return str(json.loads(self.body)["detail"])
+        try:
+            return str(json.loads(self.body)["detail"])
+        except (ValueError, KeyError, TypeError):  # no problem document: a page that failed
+            return "A request must get an answer; the server failed. Its log says why."
 
 
 class Door:

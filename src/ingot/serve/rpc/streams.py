@@ -97,10 +97,10 @@ class Stream:
         await self._door.ask(
             self._context, "POST", path, body=body, headers=headers, answer=answer, gone=self._gone
         )
-        if answer.body and answer.status == 200:
-            await answer.give(json.loads(answer.body))
-        elif answer.body:
+        if answer.status != 200:
             await self._put(broken(request, answer.words))
+        elif answer.body:
+            await answer.give(json.loads(answer.body))
 
 
 class _Text(Answer):
