@@ -12,6 +12,8 @@ MADE_OF_TORCH = {"models/torch_graph.py", "models/_torch_ops.py"}
 EXTRAS = {"torch", "onnxscript", "openvino", "transformers", "pyarrow", "PIL", "jinja2", *SERVING}
 EXTRAS |= {"fsspec", "psycopg", "grpc", "jwt", "cryptography", "ddsketch", "opentelemetry"}
 EXTRAS |= {"yaml", "ray"}
+# clients that tests speak to the server with: no file of the product may need one
+CLIENTS = {"tritonclient", "gevent", "geventhttpclient"}
 
 
 def eager_imports(tree):
@@ -51,6 +53,21 @@ def test_extras_are_imported_where_they_are_used():
         allowed = {"torch"} if str(place) in MADE_OF_TORCH else allowed
         names = set(eager_imports(ast.parse(path.read_text(encoding="utf-8"))))
         found += [f"{path.relative_to(ROOT)}: {name}" for name in names & EXTRAS - allowed]
+
+    assert found == []
+
+
+def test_the_product_needs_no_client_of_its_tests():
+    found = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {
+            (node.module or "") if isinstance(node, ast.ImportFrom) else alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+            for alias in node.names
+        }
+        found += [f"{path.name}: {name}" for name in names if name.split(".")[0] in CLIENTS]
 
     assert found == []
 

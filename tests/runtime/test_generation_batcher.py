@@ -1,4 +1,5 @@
 import threading
+import time
 
 import pytest
 from fake_decoder import FakeDecoding, continued
@@ -129,12 +130,125 @@ def test_a_function_that_fails_ends_its_own_request_only(caplog):
     assert "could not be delivered" in caplog.text
 
 
-def test_a_decoder_that_breaks_ends_every_request_with_the_reason(caplog):
+class Crashing(FakeDecoding):
+    """Raises what no engine should: at the steps that `at` names, and on its poison."""
+
+    def __init__(self, at=(), crashes_on=(), **options):
+        super().__init__(**options)
+        self.at, self.crashes_on, self.tried = set(at), set(crashes_on), 0
+
+    def step(self, work):
+        self.tried += 1
+        if self.tried in self.at or any(self.crashes_on & set(tokens) for _, tokens in work):
+            raise RuntimeError("secret detail of the engine")
+        return super().step(work)
+
+
+def test_after_a_crash_every_text_goes_on_where_it_was(caplog):
+    decoding = Crashing(at=[4])
+    with Batcher(decoding) as batcher:
+        handles = [batcher.submit([at, *PROMPT], Sampling(max_tokens=6)) for at in range(3)]
+        found = [[piece.token for piece in handle] for handle in handles]
+        crashes, is_open = batcher.load.crashes, batcher.is_open
+
+    assert found == [continued([at, *PROMPT], 6) for at in range(3)]
+    assert (crashes, is_open) == (1, True)
+    assert decoding.rows == {}
+    assert "secret detail" in caplog.text
+
+
+def test_a_text_that_crashes_the_decoder_fails_and_its_neighbours_go_on():
+    with Batcher(Crashing(crashes_on=[19])) as batcher:
+        good = [batcher.submit([at, *PROMPT], Sampling(max_tokens=2)) for at in range(3)]
+        bad = batcher.submit([19], Sampling(max_tokens=2))
+        tokens = [[piece.token for piece in handle] for handle in good]
+        with pytest.raises(EngineError, match="must not crash the engine") as caught:
+            list(bad)
+        later = batcher.submit(PROMPT, Sampling(max_tokens=2))
+
+        assert [piece.token for piece in later] == continued(PROMPT, 2)
+    expected = [continued([at, *PROMPT], 2) for at in range(3)]
+    assert tokens == expected
+    assert not any(19 in row for row in expected)
+    assert "secret" not in str(caught.value)
+
+
+def test_many_texts_that_crash_it_do_not_stop_a_batcher():
+    with Batcher(Crashing(crashes_on=[19]), pauses_s=(0, 0)) as batcher:
+        for _ in range(6):
+            with pytest.raises(EngineError, match="must not crash"):
+                list(batcher.submit([19]))
+
+        assert [piece.token for piece in batcher.submit(PROMPT, Sampling(max_tokens=2))] == (
+            continued(PROMPT, 2)
+        )
+
+
+def test_a_sequence_that_cannot_be_closed_after_a_crash_ends_no_text(caplog):
+    class Stuck(Crashing):
+        def close_sequence(self, sequence):
+            if self.tried == 3:
+                raise RuntimeError("no such sequence")
+            super().close_sequence(sequence)
+
+    with Batcher(Stuck(at=[3])) as batcher:
+        handle = batcher.submit(PROMPT, Sampling(max_tokens=4))
+
+        assert [piece.token for piece in handle] == continued(PROMPT, 4)
+    assert "could not be closed" in caplog.text
+
+
+def test_a_decoder_that_fails_for_a_while_loses_nothing_and_is_not_open_meanwhile():
+    seen = []
+
+    class Watched(Crashing):
+        def step(self, work):
+            seen.append(batcher.is_open)
+            return super().step(work)
+
+    with Batcher(Watched(at=[2, 3, 4]), pauses_s=(0, 0.01, 0.01, 0.01)) as batcher:
+        handle = batcher.submit(PROMPT, Sampling(max_tokens=3))
+
+        assert [piece.token for piece in handle] == continued(PROMPT, 3)
+    assert seen[:5] == [True, True, False, False, False]
+    assert seen[-1]
+
+
+def test_scores_that_cannot_be_drawn_from_end_their_own_text_only():
+    class Odd(FakeDecoding):
+        def step(self, work):
+            scores = list(super().step(work))
+            return ["odd" if len(part) == 1 and part[0] == 19 else row
+                    for (_, part), row in zip(work, scores, strict=True)]  # fmt: skip
+
+    with Batcher(Odd()) as batcher:
+        good = batcher.submit(PROMPT, Sampling(max_tokens=4))
+        bad = batcher.submit([19])
+
+        assert [piece.token for piece in good] == continued(PROMPT, 4)
+        with pytest.raises(EngineError, match="must not crash"):
+            list(bad)
+        assert batcher.load.crashes == 0
+
+
+def test_closing_does_not_wait_for_a_decoder_that_fails():
+    decoding = Crashing(at=range(1, 100))
+    batcher = Batcher(decoding, pauses_s=(60.0,))
+    handle = batcher.submit(PROMPT)
+    while batcher.is_open:
+        time.sleep(0.001)
+    batcher.close()
+
+    assert [piece.finish for piece in handle] == ["cancelled"]
+
+
+def test_a_decoder_that_does_not_come_back_ends_every_request_with_the_reason(caplog):
     decoding = FakeDecoding()
     decoding.step = None
-    with Batcher(decoding) as batcher:
+    with Batcher(decoding, pauses_s=(0, 0)) as batcher:
         handle = batcher.submit(PROMPT)
 
-        with pytest.raises(EngineError, match="it stopped"):
+        with pytest.raises(EngineError, match="it stopped: the decoder failed 2 times"):
             list(handle)
+        assert not batcher.is_open
     assert "a batcher stopped" in caplog.text

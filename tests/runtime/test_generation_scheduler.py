@@ -260,3 +260,17 @@ def test_a_text_does_not_depend_on_its_company(data):
         alone = generate(FakeDecoding(pages=decoding.pages, page=4), prompt, Sampling(**options))
         assert tokens_of(events, number) == [piece.token for piece in alone]
     assert decoding.rows == {}
+
+
+def test_a_text_that_finds_no_room_when_it_is_read_again_waits_and_goes_on():
+    scheduler = Scheduler(FakeDecoding(pages=10))
+    numbers = [submit(scheduler, [at, *PROMPT], max_tokens=22) for at in range(2)]
+    events = [event for _ in range(17) for event in scheduler.step()]  # both fill the cache
+
+    again = [scheduler.again(request) for request in scheduler.forget()]
+
+    assert [len(found) for found in again] == [1, 0]
+    assert (scheduler.running, scheduler.preemptions) == (1, 1)
+    events += again[0] + finish(scheduler)
+    for number in numbers:
+        assert tokens_of(events, number) == continued([number, *PROMPT], 22)

@@ -12,6 +12,7 @@ from ingot.core.errors import MissingExtraError, ServeError
 from ingot.observe.log import ObservationLog
 from ingot.serve.access.keys import KeyStore
 from ingot.serve.endpoint import Access, Tracing
+from ingot.serve.rpc.door import Answer
 from ingot.serve.rpc.messages import SERVICE, messages
 from ingot.serve.server import serve_in_thread
 
@@ -219,21 +220,68 @@ def test_without_grpc_the_extra_is_named(endpoint, doubler, monkeypatch):
         serve_in_thread(replace(endpoint, grpc_port=0), doubler)
 
 
-def test_tritonclient_is_answered(grpc, served):
-    client = pytest.importorskip("tritonclient.grpc")
-    server = client.InferenceServerClient(f"127.0.0.1:{served.running.grpc_port}")
-    inputs = [client.InferInput("x", [1, 2], "FP32"), client.InferInput("mask", [1], "INT64")]
-    inputs[0].set_data_from_numpy(X)
-    inputs[1].set_data_from_numpy(MASK)
+def test_an_answer_that_is_no_problem_document_is_refused_in_words_all_the_same():
+    answer = Answer()
+    answer.body = b"Internal Server Error"
 
-    answer = server.infer("doubler", inputs, outputs=[client.InferRequestedOutput("y")])
+    assert "Its log says why" in answer.words
 
-    np.testing.assert_array_equal(answer.as_numpy("y"), X * 2)
-    assert server.is_server_live()
-    assert server.is_server_ready()
-    assert server.is_model_ready("doubler")
-    assert server.get_model_metadata("doubler").inputs[0].datatype == "FP32"
-    server.close()
+
+def stream_of(grpc, running, sent, **more):
+    """Return the answers to requests that are sent in one call."""
+    with grpc.insecure_channel(f"127.0.0.1:{running.grpc_port}") as channel:
+        call = channel.stream_stream(
+            f"/{SERVICE}/ModelStreamInfer",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=messages()["ModelStreamInferResponse"].FromString,
+        )
+        return list(call(iter(sent), timeout=20, **more))
+
+
+def test_a_stream_of_inferences_is_answered_once_each_in_order(grpc, endpoint):
+    class Uneven:
+        def run(self, feeds):
+            time.sleep(0.2 if feeds["x"][0, 0] == 0 else 0)  # the first is the last to be ready
+            return {"y": feeds["x"], "kept": feeds["mask"] > 0}
+
+        def close(self):
+            return
+
+    with serve_in_thread(replace(endpoint, grpc_port=0), Uneven()) as running:
+        running.state.inline_bytes = 0
+        sent = [infer_request(np.full((1, 2), at, np.float32), id=str(at)) for at in range(4)]
+        found = [answer.infer_response for answer in stream_of(grpc, running, sent)]
+
+    assert [answer.id for answer in found] == ["0", "1", "2", "3"]
+    assert [np.frombuffer(answer.raw_output_contents[0], np.float32)[0] for answer in found] == [
+        0, 1, 2, 3
+    ]  # fmt: skip
+    assert all(answer.parameters["triton_final_response"].bool_param for answer in found)
+
+
+def test_an_inference_in_a_stream_that_is_refused_says_so_and_the_next_is_answered(served, grpc):
+    short = infer_request(id="b")
+    short.raw_input_contents.pop()
+    bad = infer_request(np.ones((1, 3), np.float32), id="a")
+
+    found = stream_of(grpc, served.running, [bad, short, infer_request(id="c")])
+
+    assert [answer.infer_response.id for answer in found] == ["a", "b", "c"]
+    assert "Shape of input 'x'" in found[0].error_message
+    assert "all 2 inputs or for none" in found[1].error_message
+    assert found[2].error_message == ""
+    assert len(found[2].infer_response.outputs) == 2
+
+
+def test_every_inference_of_a_stream_is_an_observation_by_its_own_id(served, grpc, endpoint):
+    metadata = [("x-request-id", "call"), ("ingot-unit", "robot")]
+    stream_of(grpc, served.running, [infer_request(id="r1"), infer_request()], metadata=metadata)
+    served.running.stop()
+
+    with ObservationLog(endpoint.log) as log:
+        named, unnamed = log.read()
+    assert (named.request_id, named.unit_key, named.status) == ("r1", "robot", 200)
+    assert unnamed.request_id not in {"r1", "call"}
 
 
 def test_a_trace_that_a_grpc_caller_began_is_continued(grpc, endpoint, doubler, monkeypatch):

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from fake_decoder import FakeDecoding
 from test_text_streams import in_threads
-from text_server import save_tokenizer
+from text_server import events, save_tokenizer
 
 from ingot.compress.quantize.weights import QuantizeWeights
 from ingot.compress.recipe import Recipe
@@ -186,6 +186,29 @@ def test_a_batcher_that_stopped_makes_the_endpoint_unready(decoder):
         after = httpx.get(running.url + "/v2/health/ready", **get).status_code
 
     assert (before, broken.status_code, after) == (200, 500, 503)
+
+
+def test_a_decoder_that_crashes_once_loses_no_text_and_stays_ready(decoder):
+    class Stumbles(FakeDecoding):
+        has_stumbled = False
+
+        def step(self, work):
+            if len(self.steps) == 5 and not self.has_stumbled:
+                self.has_stumbled = True
+                raise RuntimeError("out of memory")
+            return super().step(work)
+
+    with serve_in_thread(endpoint_of(decoder), Stumbles()) as running:
+        url, get = running.url, {"trust_env": False, "timeout": 20}
+        sent = {"text_input": "ABC", "max_tokens": 8, "seed": 3}
+        stream = httpx.post(url + "/v2/models/tiny/generate_stream", json=sent, **get)
+        after = httpx.get(url + "/v2/health/ready", **get).status_code
+        again = httpx.post(url + "/v2/models/tiny/generate", json=sent, **get).json()
+        page = httpx.get(url + "/metrics", **get).text
+
+    text = "".join(event["text_output"] for event in events(stream))
+    assert (text, after) == (again["text_output"], 200)
+    assert 'ingot_text_crashes_total{model="tiny",version="1"} 1.0' in page
 
 
 def test_inferences_and_texts_share_an_address(decoder, cnn):

@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 
@@ -16,6 +16,7 @@ from ingot.runtime.generation.scheduler import MOST_RUNNING, Event, Scheduler
 from ingot.runtime.generation.text import Tokenizer
 
 Deliver = Callable[[Piece | EngineError], None]
+_PAUSES_S = (0.0, 0.1, 0.4, 1.5)  # before each look whether a decoder that crashed works again
 log = logging.getLogger(__name__)
 
 
@@ -32,12 +33,14 @@ class Load:
         waiting: Requests that wait for room.
         free_tokens: Tokens that the cache had room for after the last step.
         preemptions: How often a request gave its room to others, since the start.
+        crashes: How often the decoder crashed and went on, since the start.
     """
 
     running: int
     waiting: int
     free_tokens: int
     preemptions: int
+    crashes: int = 0
 
 
 class Handle:
@@ -86,6 +89,9 @@ class Batcher(Closing):
     """Generates many texts at once on one decoder.
 
     A text with its seed is the same alone and in company. Submitting is thread-safe.
+
+    When the decoder crashes, its texts are read again one by one and go on; one that crashes it
+    alone fails. It stops for good only if the decoder does not come back.
     """
 
     def __init__(
@@ -96,6 +102,7 @@ class Batcher(Closing):
         most_running: int = MOST_RUNNING,
         most_waiting: int = 256,
         step_tokens: int = 0,
+        pauses_s: Sequence[float] = _PAUSES_S,
     ) -> None:
         """Take over a decoder that holds no sequence, and start the thread.
 
@@ -106,6 +113,7 @@ class Batcher(Closing):
             most_waiting: Requests that are not over at most, those that run included; more are
                 refused.
             step_tokens: Tokens of a step at most; 0 for what the decoder likes best.
+            pauses_s: Before each look whether a decoder that crashed works again.
 
         Raises:
             EngineError: `step_tokens` is not above `most_running`.
@@ -118,7 +126,8 @@ class Batcher(Closing):
         self._deliver: dict[int, Deliver] = {}
         self._arrived: deque[Request] = deque()
         self._cancelled: deque[int] = deque()
-        self._closing = False
+        self._closing = self._is_broken = False
+        self._pauses_s, self._tries, self._crashes = pauses_s, 0, 0
         self._news = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="ingot-batcher", daemon=True)
         self._thread.start()
@@ -156,15 +165,16 @@ class Batcher(Closing):
 
     @property
     def is_open(self) -> bool:
-        """Whether prompts are taken."""
-        return not self._closing
+        """Whether texts grow: not after it was closed or stopped, nor while the decoder fails."""
+        return not (self._closing or self._is_broken)
 
     @property
     def load(self) -> Load:
         """What it has to do; any thread may ask, and nothing waits for the answer."""
         scheduler, under_way = self._scheduler, len(self._deliver)
         running = scheduler.running
-        return Load(running, max(0, under_way - running), self._free, scheduler.preemptions)
+        waiting = max(0, under_way - running)
+        return Load(running, waiting, self._free, scheduler.preemptions, self._crashes)
 
     def close(self) -> None:
         """Cancel what is not over, and stop the thread; twice is once."""
@@ -182,7 +192,7 @@ class Batcher(Closing):
     def _run(self) -> None:
         try:
             while self._take_news():
-                events = self._scheduler.step()
+                events = self._step()
                 # kept, because an engine that is in a step lets whoever asks wait for its end
                 self._free = self._decoding.free_tokens
                 self._hand_out(events)
@@ -190,6 +200,47 @@ class Batcher(Closing):
         except Exception as error:  # the edge of the thread: nobody else would ever hear of it
             log.exception("a batcher stopped")
             self._fail(error)
+
+    def _step(self) -> list[Event]:
+        try:
+            events = self._scheduler.step()
+        except Exception:  # engines raise anything; who is at fault is found out below
+            log.exception("the decoder crashed; its texts are read again")
+            self._is_broken = True
+            events = self._recover()
+            self._is_broken = False
+            self._crashes += 1
+        else:
+            self._tries = 0
+        return events
+
+    def _recover(self) -> list[Event]:
+        """Go on with what was in a crash, one text after another.
+
+        Raises:
+            EngineError: The decoder does not come back.
+        """
+        crashed = self._scheduler.forget()
+        events: list[Event] = []
+        while self._comes_back():
+            if not crashed:
+                return events
+            events += self._scheduler.again(crashed.pop(0))
+            self._tries = 0
+        if self._closing:
+            return events
+        raise EngineError(f"the decoder failed {len(self._pauses_s)} times in a row")
+
+    def _comes_back(self) -> bool:
+        """Wait until the decoder works; say no when it does not, or there is no time left."""
+        while self._tries < len(self._pauses_s):
+            with self._news:
+                if self._news.wait_for(lambda: self._closing, self._pauses_s[self._tries]):
+                    return False
+            self._tries += 1
+            if self._scheduler.works():
+                return True
+        return False
 
     def _take_news(self) -> bool:
         """Wait for something to do; say whether to go on."""

@@ -9,6 +9,7 @@ No draw depends on any of this: a request has a sampler of its own, and scores d
 tokens only.
 """
 
+import logging
 from bisect import insort
 from collections.abc import Sequence
 from itertools import count
@@ -19,6 +20,8 @@ from ingot.runtime.generation.decoding import CacheFull, Decoding
 from ingot.runtime.generation.request import Limits, Piece, Prompt, Request
 from ingot.runtime.generation.sampling import Sampling
 from ingot.runtime.generation.text import Tokenizer
+
+log = logging.getLogger(__name__)
 
 MOST_RUNNING = 16
 _HEADROOM = 32  # tokens kept free per sequence that runs, so that who is let in is not put out next
@@ -126,6 +129,51 @@ class Scheduler:
             return [event for request, row in found for event in self._grow(request, row)]
         return []
 
+    def forget(self) -> list[Request]:
+        """Let what runs wait again after the decoder has crashed: nobody can trust its sequences.
+
+        Returns:
+            Those requests, for `again`; nothing that they have written is lost.
+        """
+        crashed = list(self._running)
+        for request in crashed:
+            self._drop(request)
+            self.add(request)
+        return crashed
+
+    def works(self) -> bool:
+        """Say whether the decoder can read a token in a sequence of its own."""
+        try:
+            sequence = self._decoding.open_sequence()
+            try:
+                self._decoding.step([(sequence, [0])])
+            finally:
+                self._decoding.close_sequence(sequence)
+        except Exception:  # engines raise anything, and this one has
+            log.exception("the decoder still fails")
+            return False
+        return True
+
+    def again(self, request: Request) -> list[Event]:
+        """Read a text that was in a crash again, alone: one that crashes alone is at fault.
+
+        Returns:
+            Its next piece, or why it failed.
+        """
+        row: Array | EngineError | None = None
+        try:
+            self._let_in(request)
+            while request.unread and not isinstance(row, EngineError):
+                part = request.tokens[request.read : request.read + self._step_tokens]
+                ((_, row),) = self._take([(request, part)])
+        except CacheFull:
+            self._preempt(request)
+            return []
+        except Exception as error:  # noqa: BLE001 # logged; the step held this request only
+            row = _crashed(request, error)
+        assert row is not None, "a text under way has a token to read"
+        return self._grow(request, row)
+
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self._most:
             request = self._waiting[0]
@@ -133,8 +181,12 @@ class Scheduler:
             needed = request.unread + promised + _HEADROOM * len(self._running)
             if self._running and needed > self._decoding.free_tokens:
                 return
-            request.sequence = self._decoding.open_sequence()
-            insort(self._running, self._waiting.pop(0), key=_number)
+            self._let_in(request)
+
+    def _let_in(self, request: Request) -> None:
+        request.sequence = self._decoding.open_sequence()
+        self._waiting.remove(request)
+        insort(self._running, request, key=_number)
 
     def _plan(self) -> Work:
         """Return the tokens of a step: one for every text under way, the rest for prompts.
@@ -187,6 +239,8 @@ class Scheduler:
             piece = request.grow(found)
         except EngineError as error:
             return [self._fail(request, error)]
+        except Exception as error:  # noqa: BLE001 # logged; what is drawn and spelt is its own
+            return [self._fail(request, _crashed(request, error))]
         if piece.finish is not None:
             self._drop(request)
         return [(request.number, piece)]
@@ -206,8 +260,19 @@ class Scheduler:
             self._waiting.remove(request)
             return
         self._running.remove(request)
-        self._decoding.close_sequence(request.sequence)
-        request.sequence, request.read = None, 0
+        sequence, request.sequence, request.read = request.sequence, None, 0
+        try:
+            self._decoding.close_sequence(sequence)
+        except Exception:  # of an engine that crashed
+            log.exception("a sequence could not be closed")
+
+
+def _crashed(request: Request, error: Exception) -> EngineError:
+    log.error("text %d crashed", request.number, exc_info=error)
+    return EngineError(
+        "A text must not crash the engine that writes it; this one did. The log says how; change "
+        "the prompt."
+    )
 
 
 def _number(request: Request) -> int:

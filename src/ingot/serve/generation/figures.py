@@ -41,6 +41,8 @@ class Figures:
               lambda: 1 - writer.load.free_tokens / writer.cache_tokens, kind="gauge")  # fmt: skip
         watch("ingot_text_preemptions", "Texts that gave their room to others for a while.",
               lambda: writer.load.preemptions, kind="counter")  # fmt: skip
+        watch("ingot_text_crashes", "Times that the decoder crashed and its texts were read again.",
+              lambda: writer.load.crashes, kind="counter")  # fmt: skip
         watch("ingot_prompt_tokens", "Tokens of the prompts that were taken.",
               lambda: writer.tokens[0], kind="counter")  # fmt: skip
         watch("ingot_generated_tokens", "Tokens that were written.",

@@ -146,7 +146,7 @@ class Writer(Closing):
 
     @property
     def ready(self) -> int:
-        """1 while texts are written, 0 once the batcher has stopped."""
+        """1 while texts are written; 0 while the decoder fails, and once the batcher stopped."""
         return int(self._batcher.is_open)
 
     @property
@@ -163,7 +163,8 @@ class Writer(Closing):
         del feeds
         raise RequestError(
             "A model that is served to write texts takes texts, not tensors. POST to its path "
-            "/generate or /generate_stream, or serve it without --generate.",
+            "/generate or /generate_stream, call ModelStreamInfer over gRPC, or serve it without "
+            "--generate.",
             status=404,
         )
 

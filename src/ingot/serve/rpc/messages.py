@@ -1,8 +1,10 @@
 """Messages of the Open Inference Protocol's gRPC service, built from a table.
 
 The numbers are those of the published `open_inference_grpc.proto`
-(https://github.com/kserve/open-inference-protocol/tree/main/specification/protocol). Building them
-here needs protobuf, which the core has, and no generated code.
+(https://github.com/kserve/open-inference-protocol/tree/main/specification/protocol); what Triton
+adds to it, the stream and two kinds of parameter, has those of its `grpc_service.proto`
+(https://github.com/triton-inference-server/common/tree/main/protobuf). Building them here needs
+protobuf, which the core has, and no generated code.
 """
 
 from functools import cache
@@ -31,6 +33,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
     },
     "InferParameter": {
         "bool_param": (1, "bool"), "int64_param": (2, "int64"), "string_param": (3, "string"),
+        "double_param": (4, "double"), "uint64_param": (5, "uint64"),
     },
     "InferTensorContents": {
         "bool_contents": (1, "*bool"), "int_contents": (2, "*int32"),
@@ -56,6 +59,9 @@ _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
         "model_name": (1, "string"), "model_version": (2, "string"), "id": (3, "string"),
         "parameters": (4, _PARAMETERS), "outputs": (5, "*InferOutputTensor"),
         "raw_output_contents": (6, "*bytes"),
+    },
+    "ModelStreamInferResponse": {
+        "error_message": (1, "string"), "infer_response": (2, "ModelInferResponse"),
     },
 }  # fmt: skip
 

@@ -1,48 +1,23 @@
 """The gRPC server: on the event loop of the web server, answering through its application."""
 
 import json
-import logging
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
-from urllib.parse import unquote
 
 from ingot.core.errors import ServeError
 from ingot.core.extras import need
-from ingot.serve.binary import LENGTH_HEADER
 from ingot.serve.endpoint import Endpoint
 from ingot.serve.problems import RequestError
+from ingot.serve.rpc.door import Answer, App, Door
 from ingot.serve.rpc.messages import SERVICE, messages
-from ingot.serve.rpc.translate import (
-    infer_answer,
-    infer_body,
-    infer_path,
-    metadata_answer,
-    model_path,
-)
+from ingot.serve.rpc.streams import Stream
+from ingot.serve.rpc.translate import infer_answer, metadata_answer, model_path
 
-log = logging.getLogger(__name__)
-
-# Any below: grpc is untyped, messages are classes made at run time, ASGI's are open mappings.
-App = Callable[..., Awaitable[None]]
-_PASSED = frozenset((
-    "authorization", "x-request-id", "ingot-unit", "ingot-episode", "ingot-step",
-    "ingot-timeout-ms", "traceparent", "tracestate",
-))  # fmt: skip
+# Any below: grpc is untyped, messages are classes made at run time.
 _CODES = {
     400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND",
     408: "DEADLINE_EXCEEDED", 413: "RESOURCE_EXHAUSTED", 422: "INVALID_ARGUMENT",
     429: "RESOURCE_EXHAUSTED", 499: "CANCELLED", 503: "UNAVAILABLE", 504: "DEADLINE_EXCEEDED",
 }  # fmt: skip
-_LONGEST_MS = 10**8
-
-
-@dataclass(slots=True)
-class _Answer:
-    status: int
-    headers: Mapping[bytes, bytes]
-    body: bytes
 
 
 class RpcServer:
@@ -62,7 +37,9 @@ class RpcServer:
     def __init__(self, app: App, endpoint: Endpoint) -> None:
         self._grpc = need("grpc", extra="grpc", what="Serving over gRPC")
         need("grpc.aio", extra="grpc", what="Serving over gRPC")
-        self._app, self._endpoint = app, endpoint
+        self._door, self._endpoint = Door(app, endpoint), endpoint
+        every = (endpoint, *endpoint.beside)
+        self._texts = frozenset(one.version.name for one in every if one.generation is not None)
         self._server: Any = None
         self.port = 0
 
@@ -115,53 +92,51 @@ class RpcServer:
         }  # fmt: skip
         kinds = messages()
         rpc = self._grpc.unary_unary_rpc_method_handler
-        return self._grpc.method_handlers_generic_handler(
-            SERVICE,
-            {
-                name: rpc(
-                    method,
-                    request_deserializer=kinds[name + "Request"].FromString,
-                    response_serializer=kinds[name + "Response"].SerializeToString,
-                )
-                for name, method in methods.items()
-            },
+        found = {
+            name: rpc(
+                method,
+                request_deserializer=kinds[name + "Request"].FromString,
+                response_serializer=kinds[name + "Response"].SerializeToString,
+            )
+            for name, method in methods.items()
+        }
+        found["ModelStreamInfer"] = self._grpc.stream_stream_rpc_method_handler(
+            self._stream_infer,
+            request_deserializer=kinds["ModelInferRequest"].FromString,
+            response_serializer=kinds["ModelStreamInferResponse"].SerializeToString,
         )
+        return self._grpc.method_handlers_generic_handler(SERVICE, found)
 
     async def _live(self, _request: Any, context: Any) -> Any:
-        answer = await self._ask(context, "GET", "/v2/health/live")
+        answer = await self._door.ask(context, "GET", "/v2/health/live")
         return messages()["ServerLiveResponse"](live=answer.status == 200)
 
     async def _ready(self, _request: Any, context: Any) -> Any:
-        answer = await self._ask(context, "GET", "/v2/health/ready")
+        answer = await self._door.ask(context, "GET", "/v2/health/ready")
         return messages()["ServerReadyResponse"](ready=answer.status == 200)
 
     async def _model_ready(self, request: Any, context: Any) -> Any:
         path = model_path(request.name, request.version) + "/ready"
-        answer = await self._ask(context, "GET", path)
+        answer = await self._door.ask(context, "GET", path)
         if answer.status not in {200, 503}:
             await self._refuse(context, answer)
         return messages()["ModelReadyResponse"](ready=answer.status == 200)
 
     async def _server_metadata(self, _request: Any, context: Any) -> Any:
-        found = json.loads((await self._ask(context, "GET", "/v2")).body)
+        found = json.loads((await self._door.ask(context, "GET", "/v2")).body)
         return messages()["ServerMetadataResponse"](**found)
 
     async def _model_metadata(self, request: Any, context: Any) -> Any:
-        answer = await self._ask(context, "GET", model_path(request.name, request.version))
+        answer = await self._door.ask(context, "GET", model_path(request.name, request.version))
         if answer.status != 200:
             await self._refuse(context, answer)
         return metadata_answer(json.loads(answer.body))
 
     async def _infer(self, request: Any, context: Any) -> Any:
         try:
-            body, size = infer_body(request)
+            answer = await self._door.infer(request, context)
         except RequestError as error:
             await context.abort(self._grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        more = [(LENGTH_HEADER, b"%d" % size), (b"content-length", b"%d" % len(body))]
-        left_s = context.time_remaining()
-        if left_s is not None and left_s * 1e3 < _LONGEST_MS:
-            more.append((b"ingot-timeout-ms", b"%d" % max(1, int(left_s * 1e3))))
-        answer = await self._ask(context, "POST", infer_path(request), body=body, headers=more)
         if answer.status != 200:
             await self._refuse(context, answer)
         await context.send_initial_metadata(tuple(
@@ -171,53 +146,9 @@ class RpcServer:
         ))  # fmt: skip
         return infer_answer(answer.body, answer.headers)
 
-    def _client(self, context: Any) -> tuple[str, int] | None:
-        """Return the address of a caller, where it counts: ipv4:HOST:PORT or ipv6:[HOST]:PORT."""
-        if self._endpoint.rate is None:
-            return None
-        kind, _, place = unquote(context.peer()).partition(":")
-        host, _, port = place.rpartition(":")
-        return (host.strip("[]"), int(port)) if kind in {"ipv4", "ipv6"} else None
+    async def _stream_infer(self, requests: Any, context: Any) -> None:
+        await Stream(self._door, self._texts, context).run(requests)
 
-    async def _refuse(self, context: Any, answer: _Answer) -> None:
+    async def _refuse(self, context: Any, answer: Answer) -> None:
         name = _CODES.get(answer.status, "INTERNAL")
-        words = json.loads(answer.body)["detail"]
-        await context.abort(getattr(self._grpc.StatusCode, name), words)
-
-    async def _ask(
-        self,
-        context: Any,
-        method: str,
-        path: str,
-        *,
-        body: bytes = b"",
-        headers: list[tuple[bytes, bytes]] | None = None,
-    ) -> _Answer:
-        """Send a request through the application."""
-        passed = [
-            (name.encode(), value.encode("latin-1", "replace"))
-            for name, value in context.invocation_metadata() or ()
-            if name in _PASSED
-        ]
-        scope: dict[str, Any] = {
-            "type": "http", "method": method, "path": unquote(path), "raw_path": path.encode(),
-            "query_string": b"", "root_path": "", "http_version": "2", "scheme": "http",
-            "server": None, "client": self._client(context), "state": {},
-            "headers": [*passed, *(headers or [])],
-        }  # fmt: skip
-        answer = _Answer(HTTPStatus.SERVICE_UNAVAILABLE, {}, b"")
-
-        async def receive() -> Mapping[str, Any]:
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        async def send(message: Mapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                answer.status, answer.headers = message["status"], dict(message["headers"])
-            else:
-                answer.body += message.get("body", b"")
-
-        try:
-            await self._app(scope, receive, send)
-        except Exception:  # a page that failed has sent its 500 already
-            log.exception("%s failed", path)
-        return answer
+        await context.abort(getattr(self._grpc.StatusCode, name), answer.words)

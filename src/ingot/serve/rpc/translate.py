@@ -44,13 +44,7 @@ def infer_body(request: Any) -> tuple[bytes, int]:
     Raises:
         RequestError: Tensors are neither all raw nor all typed, or hold values of another type.
     """
-    raw = list(request.raw_input_contents)
-    if raw and len(raw) != len(request.inputs):
-        raise RequestError(
-            f"Raw contents must be given for all {len(request.inputs)} inputs or for none; got "
-            f"{len(raw)}. Send every tensor in raw_input_contents."
-        )
-    tails = raw or [_contents(tensor) for tensor in request.inputs]
+    tails = raw_contents(request) or [contents(tensor) for tensor in request.inputs]
     inputs = [
         {
             "name": tensor.name,
@@ -67,6 +61,21 @@ def infer_body(request: Any) -> tuple[bytes, int]:
         head["id"] = request.id
     text = msgspec.json.encode(head)
     return b"".join((text, *tails)), len(text)
+
+
+def raw_contents(request: Any) -> list[bytes]:
+    """Return the raw tensors of a request; none if they are typed.
+
+    Raises:
+        RequestError: They are neither all raw nor all typed.
+    """
+    raw = list(request.raw_input_contents)
+    if raw and len(raw) != len(request.inputs):
+        raise RequestError(
+            f"Raw contents must be given for all {len(request.inputs)} inputs or for none; got "
+            f"{len(raw)}. Send every tensor in raw_input_contents."
+        )
+    return raw
 
 
 def infer_answer(body: bytes, headers: Mapping[bytes, bytes]) -> Any:
@@ -105,7 +114,12 @@ def _rows(tensors: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{name: row[name] for name in ("name", "datatype", "shape")} for row in tensors]
 
 
-def _contents(tensor: Any) -> bytes:
+def contents(tensor: Any) -> bytes:
+    """Return the values of a typed tensor as a raw one has them.
+
+    Raises:
+        RequestError: They do not fit its datatype, or it has no typed contents.
+    """
     field = _CONTENTS.get(tensor.datatype)
     if field is None:
         raise RequestError(
