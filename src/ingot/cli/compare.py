@@ -35,9 +35,7 @@ if TYPE_CHECKING:
     "--require", multiple=True, metavar="CLAIM", help='E.g. "accuracy drop <= 0.01". Repeatable.'
 )
 @click.option("--split", default="test", show_default=True, help="Split to judge on.")
-@click.option(
-    "--engine", default="onnxruntime", show_default=True, help="Engine of the candidate."
-)
+@click.option("--engine", default="onnxruntime", show_default=True, help="Engine of the candidate.")
 @click.option("--baseline-engine", help="Engine of MODEL; as the candidate's by default.")
 @click.option(
     "--precision",
@@ -81,9 +79,7 @@ def command(
     as_json: bool,
     **source: Any,
 ) -> int:
-    """Compare CANDIDATE with MODEL on data: quality, latency, size, with paired intervals.
-
-    Exits 1 if a claim does not hold.
+    """Compare CANDIDATE with MODEL on data, with paired intervals; exit 1 if a claim fails.
 
     \b
     Examples:
@@ -98,7 +94,6 @@ def command(
     baseline, small = ModelSource(**source).load(), ModelSource(candidate).load()
     data = load_data_option(data_path, task, columns, baseline)
     config = EngineConfig(engine, precision, threads)  # type: ignore[arg-type] # click checked it
-    before = replace(config, engine=baseline_engine) if baseline_engine else None
     with progress_bar("compare") as progress:
         evidence = compare(
             baseline,
@@ -107,7 +102,7 @@ def command(
             require=require,
             split=split,
             config=config,
-            baseline_config=before,
+            baseline_config=replace(config, engine=baseline_engine or engine),
             shapes=tuple(parse_shape(s) for s in shapes),
             seed=seed,
             progress=progress,
