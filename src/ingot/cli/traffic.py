@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ingot.cli._options import json_option
+from ingot.cli._options import json_option, key_option
 from ingot.cli._print import print_facts, print_json, print_table, say
 from ingot.cli._traffic_options import percents
 
@@ -20,7 +20,7 @@ from ingot.cli._traffic_options import percents
 )
 @click.option("--roll-back", is_flag=True, help="Take the canary out.")
 @click.option("--start", is_flag=True, help="Begin the canary again at its first step.")
-@click.option("--key", envvar="INGOT_KEY", help="API key; the variable INGOT_KEY too.")
+@key_option
 @json_option
 def command(
     *,
