@@ -66,7 +66,7 @@ def test_doctor_says_which_engines_work(run):
 
     assert found["engines"]["onnxruntime"]["ok"]
     assert found["machine"]["physical_cores"] >= 1
-    assert set(found["extras"]) >= {"openvino", "serve", "report"}
+    assert set(found["extras"]) >= {"openvino", "serve", "report", "grpc", "ray"}
 
 
 def test_doctor_exits_1_when_no_engine_works(run, monkeypatch):

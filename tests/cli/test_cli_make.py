@@ -90,6 +90,15 @@ def test_compare_exits_0_and_writes_evidence_when_the_claims_hold(run, files, be
     assert (tmp_path / "proof" / "report.html").is_file()
 
 
+def test_the_two_models_of_a_comparison_may_run_on_engines_of_their_own(run, files, best):
+    words = ("compare", files / "model.onnx", best, "--data", files / "data.npz", "--threads", 1)
+
+    done = run(*words, "--engine", "onnxruntime", "--baseline-engine", "nope")
+
+    assert done.code == 2
+    assert "An engine must be installed under its name; got 'nope'" in done.err
+
+
 def test_compare_names_the_nodes_at_which_answers_part_when_asked_why(run, files, best):
     done = run("compare", files / "model.onnx", best, "--data", files / "data.npz", "--why")
     facts = run("compare", files / "model.onnx", best, "--data", files / "data.npz", "--why",

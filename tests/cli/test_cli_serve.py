@@ -130,13 +130,13 @@ def test_serve_with_workers_and_keys_drains_when_its_whole_group_is_told_to_stop
 
 def test_keys_are_shown_without_their_secret_and_revoked(run):
     made = run("keys", "create", "robot", "--scope", "infer:*", "--days", 0, "--json").json
-    run("keys", "revoke", made["id"])
+    ended = run("keys", "revoke", made["id"], "--json").json
     (row,) = run("keys", "list", "--json").json
     table = run("keys", "list").out
 
     assert made["key"].startswith(f"ingot_{made['id']}_")
     assert made["expires"] is None
-    assert row["revoked"]
+    assert row["revoked"] == ended["revoked"] is not None
     assert "key" not in row
     assert made["key"] not in table
     assert "robot" in table

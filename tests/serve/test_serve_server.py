@@ -143,6 +143,11 @@ def test_a_taken_port_fails_before_the_model_is_touched(endpoint):
             serve_in_thread(taken, object())
 
 
+def test_a_port_that_cannot_be_is_refused(endpoint):
+    with pytest.raises(ServeError, match="99999 gives no port is above 65535"):
+        serve_in_thread(replace(endpoint, port=99_999), object())
+
+
 def test_an_ipv6_address_is_written_in_brackets(endpoint):
     try:
         running = serve_in_thread(replace(endpoint, host="::1"), Gate())

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 cache_options = (
-    click.option("--cache-tokens", default=4096, show_default=True, help="Room of the cache."),
+    click.option("--cache-tokens", default=4096, show_default=True,
+                 help="Room of the cache, in tokens of all texts together."),
     click.option("--cache-bits", type=click.Choice(["32", "8"]), default="32", show_default=True,
                  help="Bits of cached keys and values."),
 )  # fmt: skip

@@ -21,6 +21,10 @@ RELEASED = re.compile(r"[A-Za-z0-9][\w.-]*(@[A-Za-z][\w-]*|:\d+)$")
 LABEL = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+key_option = click.option(
+    "--key", envvar=["INGOT_KEY", "INGOT_TOKEN"], show_envvar=True,
+    help="API key or token, where the server asks for one.",
+)  # fmt: skip
 seed_option = click.option("--seed", default=0, show_default=True, help="Every random choice.")
 
 

@@ -1,6 +1,7 @@
 """`ingot compare`: prove what changed between two models."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     "--require", multiple=True, metavar="CLAIM", help='E.g. "accuracy drop <= 0.01". Repeatable.'
 )
 @click.option("--split", default="test", show_default=True, help="Split to judge on.")
-@click.option("--engine", help="Engine of the candidate: onnxruntime, openvino, ...")
+@click.option("--engine", default="onnxruntime", show_default=True, help="Engine of the candidate.")
+@click.option("--baseline-engine", help="Engine of MODEL; as the candidate's by default.")
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "bf16"]),
@@ -66,7 +68,8 @@ def command(
     columns: tuple[str, ...],
     require: tuple[str, ...],
     split: str,
-    engine: str | None,
+    engine: str,
+    baseline_engine: str | None,
     precision: str,
     threads: int,
     shapes: tuple[str, ...],
@@ -76,14 +79,13 @@ def command(
     as_json: bool,
     **source: Any,
 ) -> int:
-    """Compare CANDIDATE with MODEL on data: quality, latency, size, with paired intervals.
-
-    Exits 1 if a claim does not hold.
+    """Compare CANDIDATE with MODEL on data, with paired intervals; exit 1 if a claim fails.
 
     \b
     Examples:
       ingot compare model.onnx small --data data.toml --require "accuracy drop <= 0.01" --out proof
       ingot compare model.onnx broken.onnx --data data.toml --why
+      ingot compare gpt2/ small --data texts.csv --engine native --baseline-engine onnxruntime
     """
     from ingot.core.progress import progress_bar
     from ingot.evaluate.compare import compare
@@ -91,7 +93,7 @@ def command(
 
     baseline, small = ModelSource(**source).load(), ModelSource(candidate).load()
     data = load_data_option(data_path, task, columns, baseline)
-    config = EngineConfig(engine or "onnxruntime", precision, threads)  # type: ignore[arg-type] # click checked it
+    config = EngineConfig(engine, precision, threads)  # type: ignore[arg-type] # click checked it
     with progress_bar("compare") as progress:
         evidence = compare(
             baseline,
@@ -100,6 +102,7 @@ def command(
             require=require,
             split=split,
             config=config,
+            baseline_config=replace(config, engine=baseline_engine or engine),
             shapes=tuple(parse_shape(s) for s in shapes),
             seed=seed,
             progress=progress,
@@ -121,8 +124,6 @@ def command(
 def _worst_nodes(
     baseline: "Model", small: "Model", config: "EngineConfig", split: "Split"
 ) -> "tuple[NodeError, ...]":
-    from dataclasses import replace
-
     from ingot.evaluate.diagnose import node_errors, worst_nodes
     from ingot.runtime.measure import Candidate
 

@@ -98,7 +98,7 @@ def command(
         click.echo(f"Left in float: {show_left(left)}. Each by name: --json")
     say(
         f"Wrote {out} (model {short(small.digest)}). "
-        f"Next: ingot compare MODEL {out} --data {data_path or 'DATA'}"
+        f"Next: ingot compare MODEL {out} --data {data_path or 'DATA'} --require CLAIM --out {out}"
     )
 
 

@@ -18,7 +18,14 @@ EXTRAS = {
     "hf": ("transformers",),
     "data": ("pyarrow", "PIL"),
     "report": ("jinja2",),
-    "serve": ("starlette", "uvicorn", "msgspec", "prometheus_client"),
+    "serve": ("starlette", "uvicorn", "httptools", "msgspec", "prometheus_client", "fsspec"),
+    "console": ("starlette", "jinja2"),
+    "grpc": ("grpc",),
+    "otel": ("opentelemetry.sdk", "opentelemetry.exporter.otlp"),
+    "oidc": ("jwt", "cryptography"),
+    "postgres": ("psycopg",),
+    "deploy": ("yaml",),
+    "ray": ("ray",),
 }
 
 

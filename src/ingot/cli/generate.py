@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ingot.cli._generation_options import cache_options, end_token_option
-from ingot.cli._options import RELEASED, ModelSource, json_option, seed_option
+from ingot.cli._options import RELEASED, ModelSource, json_option, key_option, seed_option
 from ingot.cli._print import print_json, say
 from ingot.core.units import show_ms
 
@@ -67,7 +67,7 @@ def _with(options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
 @click.option(
     "--tokenizer", type=click.Path(path_type=Path, exists=True), help="Of a model without one."
 )
-@click.option("--key", envvar="INGOT_KEY", help="API key for a URL; the variable INGOT_KEY too.")
+@key_option
 @_with(_SAMPLING)
 @seed_option
 @_with(_ENGINE)

@@ -37,10 +37,11 @@ def _common(function: F) -> F:
         json_option,
         click.option(
             "--url", default="http://127.0.0.1:8000", show_default=True, envvar="INGOT_URL",
-            help="Address of the server; INGOT_URL too.",
+            show_envvar=True,
+            help="Address of the server.",
         ),
         click.option(
-            "--token", default="", envvar="INGOT_TOKEN", show_envvar=True,
+            "--token", default="", envvar=["INGOT_KEY", "INGOT_TOKEN"], show_envvar=True,
             help="API key or token, where the server asks for one.",
         ),
         click.argument("name", metavar="NAME"),

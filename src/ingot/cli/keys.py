@@ -83,14 +83,19 @@ def list_(*, as_json: bool) -> None:
 
 @command.command()
 @click.argument("id")
-def revoke(id: str) -> None:
+@json_option
+def revoke(id: str, as_json: bool) -> None:
     """End a key; servers that run notice within a second.
 
     \b
     Examples:
       ingot keys revoke 1f0c2a9be4d7
     """
-    _store().revoke(id)
+    store = _store()
+    store.revoke(id)
+    if as_json:
+        print_json(next(_facts(key) for key in store.all() if key.id == id))
+        return
     say(f"key {id} is revoked")
 
 

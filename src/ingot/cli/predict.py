@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ingot.cli._options import ModelSource, json_option, load_data_option
+from ingot.cli._options import ModelSource, json_option, key_option, load_data_option
 from ingot.cli._print import print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option(
     "--tokenizer", type=click.Path(path_type=Path, exists=True), help="For texts sent to a URL."
 )
-@click.option("--key", envvar="INGOT_KEY", help="API key for a URL; the variable INGOT_KEY too.")
+@key_option
 @click.option("--split", default="test", show_default=True, help="Split to answer.")
 @click.option("--rows", default=10, show_default=True, help="First rows only; 0 is all.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write every output to this .npz.")

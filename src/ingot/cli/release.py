@@ -39,7 +39,8 @@ def command(
     if not path.is_file():
         raise EvidenceError(
             f"A release must come with evidence; {folder} holds no evidence.json. "
-            "Run ingot optimize, or ingot compare with --require and --out, first."
+            f"Run: ingot compare MODEL {folder} --data DATA --require CLAIM --out {folder}"
+            " (or name it with --evidence)."
         )
     model = adopt_model(open_model(best_folder(folder) or folder))
     with Registry.open() as registry:

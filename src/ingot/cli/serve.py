@@ -14,6 +14,7 @@ from ingot.cli._options import json_option
 from ingot.cli._print import print_json, say
 from ingot.cli._rate_options import rate_of, rate_options
 from ingot.cli._traffic_options import traffic_options, traffic_plan
+from ingot.cli._ways import WaysCommand
 from ingot.core.digest import short
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def _work_options(function: F) -> F:
     return function
 
 
-@click.command()
+@click.command(cls=WaysCommand)
 @click.argument("targets", metavar="NAME@STAGE...", nargs=-1, required=True)
 @_address_options
 @_work_options

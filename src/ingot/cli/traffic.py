@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ingot.cli._options import json_option
+from ingot.cli._options import json_option, key_option
 from ingot.cli._print import print_facts, print_json, print_table, say
 from ingot.cli._traffic_options import percents
 
@@ -20,7 +20,7 @@ from ingot.cli._traffic_options import percents
 )
 @click.option("--roll-back", is_flag=True, help="Take the canary out.")
 @click.option("--start", is_flag=True, help="Begin the canary again at its first step.")
-@click.option("--key", envvar="INGOT_KEY", help="API key; the variable INGOT_KEY too.")
+@key_option
 @json_option
 def command(
     *,
@@ -70,7 +70,7 @@ def _weights(texts: tuple[str, ...]) -> dict[str, float]:
 def _show(found: dict[str, Any]) -> None:
     facts = [("name", found["name"]), ("state", found["state"])]
     if found["canary"]:
-        steps = ", ".join(f"{step:.6g}" for step in found["canary"]["steps"])
+        steps = ", ".join(_percents(step) for step in found["canary"]["steps"])
         facts.append(("canary", f"version {found['canary']['version']}, step {found['step']}"))
         facts.append(("steps", steps))
     if found["copies"]:
@@ -81,7 +81,7 @@ def _show(found: dict[str, Any]) -> None:
     rows = []
     for number, weight in found["weights"].items():
         counts = found["counts"].get(number, {"requests": 0, "errors": 0})
-        cells = (f"{weight:.4%}", str(counts["requests"]), str(counts["errors"]))
+        cells = (_percents(weight), str(counts["requests"]), str(counts["errors"]))
         rows.append((number, *cells))
     print_table("", ("version", "share", "requests", "errors"), rows)
     decisions = [
@@ -91,6 +91,10 @@ def _show(found: dict[str, Any]) -> None:
     print_table("", ("time", "decision", "by", "reason"), decisions)
     if found["next"]:
         say(f"next: {found['next']}")
+
+
+def _percents(share: float) -> str:
+    return f"{100 * share:.6g} %"
 
 
 def _time(seconds: float) -> str:

@@ -21,10 +21,11 @@ def bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         listener.close()
+        reason = error.strerror if isinstance(error, OSError) else "no port is above 65535"
         raise ServeError(
-            f"An endpoint must have an address of its own; {host}:{port} gives {error.strerror}. "
+            f"An endpoint must have an address of its own; {host}:{port} gives {reason}. "
             "Choose another port, or 0 for a free one."
         ) from error
     return listener
