@@ -107,6 +107,26 @@ def test_misuse_is_refused_in_words(run, words, options, words_of_error):
     assert words_of_error in done.err
 
 
+def test_what_runs_the_model_and_why_is_one_line(run, words):
+    asked = run("generate", *words, "--prompt", "ABC")
+    free = run("generate", *words[:3], "--max-tokens", 2, "--prompt", "ABC")
+
+    assert asked.err.splitlines()[0].startswith("On onnxruntime fp32 x1, as asked for; every token")
+    assert (
+        "which rounds none of the model's weights (--engine and --prec" in free.err.splitlines()[0]
+    )
+
+
+def test_floats_are_never_rounded_unasked(run, words):
+    done = run("generate", *words[:3], "--max-tokens", 2, "--prompt", "ABC", "--json")
+
+    assert (done.json["config"]["engine"], done.json["config"]["precision"]) == (
+        "onnxruntime", "fp32",
+    )  # fmt: skip
+    assert "rounds none" in done.json["chosen_because"]
+    assert "native" in done.json["slow_because"]
+
+
 @pytest.mark.skipif(not NativeEngine().available().ok, reason="needs ingot-native")
 def test_a_float_model_may_run_in_bf16_on_the_native_engine(run, folder):
     source = [folder / "decoder.onnx", "--tokenizer", folder / "tokenizer.json"]

@@ -24,6 +24,7 @@ _ASKED = (
     "max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "seed",
     "logprobs", "ignore_eos", "end_tokens",
 )  # fmt: skip
+_OTHERS = " (--engine and --precision choose others)"
 F = TypeVar("F", bound=Callable[..., Any])
 _SAMPLING = (
     click.option("--max-tokens", default=128, show_default=True, help="Tokens at most."),
@@ -38,7 +39,11 @@ _SAMPLING = (
     click.option("--logprobs", type=int, help="Log-probabilities, and of how many others (JSON)."),
 )
 _ENGINE = (
-    click.option("--engine", help="Native where it can run the model, else onnxruntime."),
+    click.option(
+        "--engine",
+        help="Default: a version's own; else native if it runs the weights as they are, else "
+        "onnxruntime.",
+    ),
     click.option(
         "--precision",
         type=click.Choice(["fp32", "bf16"]),
@@ -117,20 +122,22 @@ def _local(
     model = ModelSource(target, tokenizer=path).load()
     words = tokenizer_of(model, path)
     sampling = _sampling(asked, end_tokens(model, words, asked["end_tokens"]))
+    config, reason = _config(target, options["engine"], options["precision"], threads)
     decoding = open_decoding(
         model,
-        _config(target, options["engine"], options["precision"], threads),
+        config,
         threads=threads,
         cache_tokens=options["cache_tokens"],
         cache_bits=int(options["cache_bits"]),
     )
     try:
-        if decoding.why:
-            say(f"Every token reads the whole text again: {decoding.why}")
+        slow = f"; every token reads the whole text again: {decoding.why}" if decoding.why else ""
+        say(f"On {decoding.config.label}, {reason}{slow}")
         run.go(generate(decoding, prompt, sampling, tokenizer=words), is_text=words is not None)
     finally:
         decoding.close()
     facts = {"model": model.digest, "config": decoding.config.to_json()}
+    facts |= {"chosen_because": reason, "slow_because": decoding.why}
     run.report(f"tokens on {decoding.config.label}", facts, sampling)
 
 
@@ -235,15 +242,16 @@ def _prompt(text: str | None, file: Path | None, tokens: str | None) -> str | li
 
 def _config(
     target: str, engine: str | None, precision: "Precision | None", threads: int
-) -> "EngineConfig | None":
-    """Return the engine that was asked for, or that a released version was proved with."""
+) -> "tuple[EngineConfig | None, str]":
+    """Return the engine that was asked for, or that a released version was proved with; and why."""
     from ingot.runtime.engine import EngineConfig
 
     if engine is not None or precision is not None:
-        return EngineConfig(engine or "native", precision or "fp32", threads)
+        return EngineConfig(engine or "native", precision or "fp32", threads), "as asked for"
     if RELEASED.match(target) and not Path(target).exists():
         from ingot.registry.registry import Registry
 
         with Registry.open() as registry:
-            return registry.resolve(target).config
-    return None
+            version = registry.resolve(target)
+        return version.config, f"which {version.label} was proved with{_OTHERS}"
+    return None, f"which rounds none of the model's weights{_OTHERS}"

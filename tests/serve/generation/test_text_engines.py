@@ -100,6 +100,16 @@ def test_a_version_for_the_native_engine_runs_elsewhere_where_that_cannot(decode
     assert "the native engine cannot run the model" in caplog.text
 
 
+@needs_native
+def test_a_version_proved_in_bf16_writes_in_bf16(decoder, caplog):
+    config = EngineConfig("native", "bf16", threads=1)
+    with caplog.at_level(logging.WARNING), serve_in_thread(endpoint_of(decoder, config)) as running:
+        found = text_from(running.url)
+
+    assert found == library_text(decoder, config)
+    assert "every token" not in caplog.text
+
+
 def test_the_end_token_of_the_model_ends_a_text_unless_it_is_ignored_or_another(decoder):
     free = {"temperature": 0, "max_tokens": 10, "ignore_eos": True}
     with serve_in_thread(endpoint_of(decoder)) as running:

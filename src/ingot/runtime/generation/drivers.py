@@ -19,6 +19,7 @@ def open_decoding(
     threads: int = 0,
     cache_tokens: int = CACHE_TOKENS,
     cache_bits: int = 32,
+    is_fixed: bool = True,
 ) -> Decoding:
     """Open a language model to generate with.
 
@@ -27,27 +28,30 @@ def open_decoding(
 
     Args:
         model: Takes token ids, gives scores of the vocabulary for every token.
-        config: Engine, precision and threads. If not given: the native engine where it can run the
-            model, else ONNX Runtime, and `why` says what the native engine misses.
+        config: Engine, precision and threads. If not given: the native engine where it runs the
+            weights as they are, else ONNX Runtime, and `why` says what the native engine misses;
+            float weights are rounded to bf16 only where that is asked for.
         threads: Threads where no configuration is given; 0 for every physical core.
         cache_tokens: Room for keys and values, in tokens of all sequences together; native only.
         cache_bits: 32, or 8 for a quarter of the memory; native only.
+        is_fixed: Whether a native engine that was asked for, and cannot run the model, is an error;
+            else ONNX Runtime in fp32 takes its place too.
 
     Raises:
         EngineError: The engine is missing or cannot run the model, or the model is no decoder.
     """
     room = {"cache_tokens": cache_tokens, "cache_bits": cache_bits}
-    if config is None:
+    wanted = config or EngineConfig(NativeEngine.name, threads=threads)
+    why = f"{wanted.engine} was asked for, and it keeps no keys and values"
+    if wanted.engine == NativeEngine.name:
         try:
-            return open_native(model, EngineConfig(NativeEngine.name, threads=threads), **room)
+            return open_native(model, wanted, **room)
         except EngineError as error:
-            config = EngineConfig(threads=threads)
+            if config is not None and is_fixed:
+                raise
             why = f"the native engine cannot run the model: {error}"
-    elif config.engine == NativeEngine.name:
-        return open_native(model, config, **room)
-    else:
-        why = f"{config.engine} was asked for, and it keeps no keys and values"
-    session = open_session(model, config)
+        wanted = EngineConfig(threads=wanted.threads)
+    session = open_session(model, wanted)
     try:
         return Recomputing(session, model.signature, why=why)
     except EngineError:

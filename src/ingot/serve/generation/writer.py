@@ -15,7 +15,6 @@ from ingot.runtime.generation.drivers import open_decoding
 from ingot.runtime.generation.request import Piece, Prompt
 from ingot.runtime.generation.sampling import Sampling
 from ingot.runtime.generation.text import Tokenizer, end_tokens, tokenizer_of
-from ingot.runtime.native_engine import NativeEngine
 from ingot.serve.endpoint import Endpoint, Generation
 from ingot.serve.problems import RequestError, crowded
 
@@ -260,7 +259,8 @@ def open_writer(endpoint: Endpoint, stack: ExitStack, decoding: Decoding | None 
         decoding = _open(endpoint, settings)
         stack.callback(decoding.close)
     if decoding.why:
-        log.warning("%s: every token reads its whole text again: %s", label, decoding.why)
+        on = decoding.config.label
+        log.warning("%s on %s: every token reads its whole text again: %s", label, on, decoding.why)
     writer = stack.enter_context(Writer(decoding, tokenizer, settings, ends=ends))
     try:
         writer.rehearse()
@@ -273,12 +273,10 @@ def open_writer(endpoint: Endpoint, stack: ExitStack, decoding: Decoding | None 
 
 
 def _open(endpoint: Endpoint, settings: Generation) -> Decoding:
-    config = endpoint.version.config
-    native = config.engine == NativeEngine.name
     return open_decoding(
         endpoint.model,
-        None if native else config,  # none: the native engine, or another with the reason why
-        threads=config.threads,
+        endpoint.version.config,
         cache_tokens=settings.cache_tokens,
         cache_bits=settings.cache_bits,
+        is_fixed=False,
     )
