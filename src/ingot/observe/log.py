@@ -12,8 +12,9 @@ from ingot.ledger.database import transaction
 from ingot.observe.observation import Observation
 from ingot.observe.reading import Selection, Summary, read_log, summarize
 from ingot.observe.retention import Retention
-from ingot.observe.rules import LogRules
+from ingot.observe.rules import FIRST_ERROR, LogRules
 from ingot.observe.table import INSERT, count_losses, note_rules, open_table, row_of
+from ingot.observe.thinning import Thinning
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class ObservationLog(Closing):
             path: SQLite file; one of an older version gets the columns it lacks.
             capacity: Most observations that wait for the disk.
             flush_s: Most seconds between recording and committing, up to 0.5.
-            rules: What is kept; everything, for ever, if not given.
+            rules: What is kept; `LogRules()` if not given.
             clock: UTC seconds since 1970.
 
         Raises:
@@ -61,12 +62,12 @@ class ObservationLog(Closing):
         self._dropped = self._told = 0
         self._lock, self._write_lock = threading.Lock(), threading.Lock()
         self._stop = threading.Event()
-        self._sieve = None if rules is None else rules.sieve(path)
-        self._retention = None if rules is None else Retention.of(rules)
+        rules = rules or LogRules()
+        self._sieve, self._retention = rules.sieve(path), Retention.of(rules)
+        self._thinning = Thinning(rules.refusals_per_s)
         self._next_prune = 0.0
         self._db = open_table(path)
-        if rules is not None:
-            note_rules(self._db, rules, clock())
+        note_rules(self._db, rules, clock())
         self._thread = threading.Thread(target=self._write, name="ingot-observe", daemon=True)
         self._thread.start()
 
@@ -78,18 +79,25 @@ class ObservationLog(Closing):
         """
         return self._dropped
 
+    @property
+    def thinned(self) -> int:
+        """Observations of refused requests that the rules left out, so that a flood is bounded."""
+        return self._thinning.left_out
+
     def record(self, observation: Observation) -> None:
         """Put an observation on the queue; never waits for the disk and never raises."""
-        if self._sieve is not None:
-            kept = self._sieve.pass_on(observation)
-            if kept is None:
-                return
-            observation = kept
+        kept: Observation | None = observation
+        if observation.status >= FIRST_ERROR:
+            kept = self._thinning.pass_on(observation)
+        if kept is not None and self._sieve is not None:
+            kept = self._sieve.pass_on(kept)
+        if kept is None:
+            return
         with self._lock:
             if len(self._pending) >= self._capacity or self._stop.is_set():
                 self._dropped += 1
             else:
-                self._pending.append(observation)
+                self._pending.append(kept)
 
     def flush(self) -> None:
         """Commit everything recorded so far."""

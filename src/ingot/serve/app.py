@@ -140,6 +140,10 @@ def _series(one: Served, around: Surroundings) -> Series:
         "ingot_observations_dropped", "Observations that were not kept.",
         lambda: log.dropped if log is not None else 0, kind="counter",
     )  # fmt: skip
+    series.watch(
+        "ingot_observations_thinned", "Observations of refused requests that were left out.",
+        lambda: log.thinned if log is not None else 0, kind="counter",
+    )  # fmt: skip
     return series
 
 

@@ -19,6 +19,11 @@ class ObservationSink(Protocol):
         """How many could not be kept."""
         ...
 
+    @property
+    def thinned(self) -> int:
+        """How many refused requests were left out, so that a flood of them is bounded."""
+        ...
+
     def record(self, observation: Observation) -> None:
         """Take one without waiting for the disk."""
         ...
