@@ -37,6 +37,7 @@ from ingot.serve.protocol import (
     encode_binary_response,
     encode_response,
 )
+from ingot.serve.room import SMALL_BYTES
 from ingot.serve.routing import Headers, Receive, Reply, Scope, Send, refuse_path
 from ingot.serve.runner import Runner, blame
 from ingot.serve.state import ObservationSink, Served
@@ -78,6 +79,7 @@ class _Call:
     limit_s: float
     ticket: Ticket
     body: bytes = b""
+    held: int = 0  # bytes of the room that it takes
     request_id: str = ""
     step: int = 0
     inputs_ref: str = ""
@@ -147,6 +149,7 @@ class InferRoute:
                 await self._send(send, call, status, body)
         finally:
             self._state.in_flight -= 1
+            self._state.room.give(call.held)
             self._note(call, status, body)
 
     def answer_now(self, path: Mapping[str, str], headers: Headers, body: bytes) -> Reply | None:
@@ -308,7 +311,7 @@ class InferRoute:
             )
 
     async def _body(self, call: _Call, receive: Receive) -> bytes | None:
-        self._check_size(int(call.headers.get(b"content-length", "0")))
+        self._hold(call, int(call.headers.get(b"content-length", "0")))
         parts: list[bytes] = []
         size = 0
         while True:
@@ -317,18 +320,22 @@ class InferRoute:
                 return None
             part = message.get("body", b"")
             size += len(part)
-            self._check_size(size)  # a body without a length, or with a false one, is caught here
+            self._hold(call, size)  # a body without a length, or with a false one, is caught here
             parts.append(part)
             if not message.get("more_body", False):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _check_size(self, size: int) -> None:
+    def _hold(self, call: _Call, size: int) -> None:
+        """Keep room for a body, or refuse it before more of it is read."""
         if size > self._limit:
             raise RequestError(
                 f"A body must be at most {self._limit:,} bytes; got {size:,}. Send fewer examples "
                 "per request, or raise Endpoint.max_body_bytes.",
                 status=413,
             )
+        if size > max(call.held, SMALL_BYTES):
+            self._state.room.take(size - call.held)
+            call.held = size
 
     async def _send(self, send: Send, call: _Call, status: int, body: bytes) -> None:
         headers = self._reply_headers(call, status, len(body))
