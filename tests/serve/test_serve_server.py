@@ -18,6 +18,7 @@ from ingot.core.errors import EngineError, MissingExtraError, ServeError
 from ingot.models.model import Signature, TensorSpec
 from ingot.runtime.engine import EngineConfig
 from ingot.serve import assembly, server
+from ingot.serve.running import stop_signals
 from ingot.serve.server import serve_in_thread
 from ingot.serve.warmup import inline_limit, sample_feeds, warm_up
 
@@ -242,6 +243,15 @@ def test_run_serves_until_it_is_told_to_stop_and_restores_the_signals(endpoint, 
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_the_end_of_a_terminal_is_left_alone_where_it_is_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_server_that_dies_by_itself_is_an_error(endpoint, monkeypatch):
     start = server.serve_in_thread
 
@@ -262,9 +272,11 @@ def test_equal_endpoints_have_equal_digests(endpoint):
 
 
 SERVE = """
+import signal
 import sys
 from pathlib import Path
 sys.path.insert(0, {here!r})
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever these tests run under
 from conftest import MODEL_DIGEST, SIGNATURE, Doubler
 from ingot.models.model import Lineage, Model
 from ingot.registry.version import Version
@@ -279,7 +291,7 @@ print("ended", flush=True)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_process_with_exit_code_0(tmp_path, body, number):
     code = dedent(SERVE).format(here=str(HERE), folder=str(tmp_path))
     with subprocess.Popen(

@@ -215,7 +215,7 @@ class Endpoint:
         return digest_json({"version": self.version.digest, "host": self.host, "port": self.port})
 
     def run(self, *, on_ready: Callable[[str], None] | None = None) -> None:
-        """Serve until SIGTERM or SIGINT, then finish what is in flight.
+        """Serve until SIGTERM, SIGINT or SIGHUP, then finish what is in flight.
 
         Args:
             on_ready: Told the URL once requests are answered; with port 0 this is how it is learnt.
