@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ import pytest
 
 from ingot.core.errors import EngineError, MissingExtraError, ServeError
 from ingot.models.model import Signature, TensorSpec
+from ingot.observe.log import ObservationLog
 from ingot.runtime.engine import EngineConfig
 from ingot.serve import assembly, server
 from ingot.serve.running import stop_signals
@@ -332,3 +334,26 @@ def test_serving_a_request_imports_neither_torch_nor_onnx(cnn):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_callers_that_hang_up_keep_nobody_waiting(slow, endpoint, body):
+    gate, running = slow.gate, slow.running
+    content = json.dumps(body).encode()
+    request = f"POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n"
+    address = httpx.URL(running.url)
+    callers = [socket.create_connection((address.host, address.port)) for _ in range(50)]
+    for caller in callers:
+        caller.sendall(request.encode() + content)
+    wait_for(lambda: running.state.waiting == 50)
+    for caller in callers:
+        caller.close()
+
+    wait_for(lambda: running.state.in_flight == 0)  # while the engine is still at the first
+
+    assert running.state.waiting == 0
+    gate.opened.set()
+    assert httpx.post(running.url + INFER, json=body, trust_env=False).status_code == 200
+    running.stop()
+    with ObservationLog(endpoint.log) as log:
+        assert [row.status for row in log.read()].count(499) == 50
+    assert gate.calls < 30

@@ -15,6 +15,7 @@ import uvicorn
 from ingot.serve.endpoint import Endpoint
 from ingot.serve.problems import PROBLEM_TYPE, encode_problem
 from ingot.serve.quick import QuickProtocol
+from ingot.serve.routing import HUNG_UP
 from ingot.serve.rpc.service import RpcServer
 from ingot.serve.workers.workforce import Workforce
 
@@ -124,6 +125,14 @@ class GuardedProtocol(QuickProtocol):
         """Note that a head has ended."""
         self._progressed = True
         super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the request whose caller hangs up, so that it keeps nobody else waiting."""
+        cycle = self.cycle
+        is_waiting = cycle is not None and not cycle.response_complete
+        super().connection_lost(exc)
+        if is_waiting and (hung_up := cycle.scope.get(HUNG_UP)) is not None:
+            hung_up()
 
     def hang_up_if_slow(self, now: float, limit_s: float) -> None:
         """Close the connection if a request, or the reading of an answer, takes too long.
