@@ -55,7 +55,7 @@ class TrafficDesk:
         plan: What was asked for.
         versions: Those of the name that are served; the first answers without a plan.
         copies: The shadow at work, if the plan has one.
-        clock: UTC seconds since 1970.
+        clock: UTC seconds since 1970; `steady_utc()` if not given: a jump must not end a step.
 
     Attributes:
         name: Of the model.
@@ -72,9 +72,9 @@ class TrafficDesk:
         versions: Sequence[Version],
         *,
         copies: Copies | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
-        self.plan, self.name, self._clock = plan, versions[0].name, clock
+        self.plan, self.name, self._clock = plan, versions[0].name, clock or steady_utc()
         self._versions = {version.number: version for version in versions}
         self._copies, self._lock, self._stop = copies, threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
@@ -380,3 +380,21 @@ class TrafficDesk:
             self._at.state, **found,
         )  # fmt: skip
         self._mine.add(self._record.add(self.name, row))
+
+
+def steady_utc(
+    utc: Callable[[], float] = time.time, steady: Callable[[], float] = time.monotonic
+) -> Callable[[], float]:
+    """Return a clock of UTC seconds that goes on from now and never jumps.
+
+    Args:
+        utc: Seconds since 1970.
+        steady: Seconds that never run backwards.
+
+    Examples:
+        >>> utc, steady = iter([1000.0, 9999.0]), iter([5.0, 7.5])
+        >>> steady_utc(lambda: next(utc), lambda: next(steady))()
+        1002.5
+    """
+    ahead = utc() - steady()
+    return lambda: ahead + steady()
