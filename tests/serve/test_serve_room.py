@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from outside import wait_for
 
 from ingot.core.errors import ServeError
 from ingot.observe.log import ObservationLog
@@ -30,15 +31,6 @@ def send(running, data):
     connection = socket.create_connection((parts.hostname, parts.port), timeout=20)
     connection.sendall(data)
     return connection
-
-
-def wait_for(claim):
-    import time
-
-    deadline = time.monotonic() + 20
-    while not claim():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def test_a_body_that_finds_no_room_is_503_before_it_is_read(narrow, endpoint):

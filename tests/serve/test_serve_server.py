@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
@@ -14,6 +13,7 @@ from types import SimpleNamespace
 import httpx
 import numpy as np
 import pytest
+from outside import wait_for
 
 from ingot.core.errors import EngineError, MissingExtraError, ServeError
 from ingot.models.model import Signature, TensorSpec
@@ -71,13 +71,6 @@ def post_in_thread(url, body, answers):
     thread = threading.Thread(target=post)
     thread.start()
     return thread
-
-
-def wait_for(claim):
-    deadline = time.monotonic() + 20
-    while not claim():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def test_draining_finishes_the_request_in_flight_and_refuses_new_ones(slow, body):

@@ -3,10 +3,10 @@
 import socket
 import time
 from dataclasses import replace
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from outside import connect, read_all
 
 from ingot.serve.server import serve_in_thread
 
@@ -17,18 +17,6 @@ HEAD = b"POST /v2/models/doubler/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 10
 def hurried(endpoint, doubler):
     with serve_in_thread(replace(endpoint, read_timeout_s=0.3), doubler) as running:
         yield running
-
-
-def connect(running):
-    parts = urlsplit(running.url)
-    return socket.create_connection((parts.hostname, parts.port), timeout=20)
-
-
-def read_all(connection):
-    parts = []
-    while part := connection.recv(65536):
-        parts.append(part)
-    return b"".join(parts)
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST /v2", HEAD, HEAD + b"\r\n{"])

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from outside import Clock
 
 from ingot.core.errors import ServeError
 from ingot.serve.traffic import desk as desk_module
@@ -16,13 +17,6 @@ from ingot.serve.traffic.ticket import TICKET
 from ingot.twin.canary import Canary
 
 CANARY = Canary(4, ("error_rate <= 0.05",), steps=(0.2, 1.0), step_s=10, step_requests=50)
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from dataclasses import replace
 import httpx
 import numpy as np
 import pytest
+from outside import wait_for
 
 from ingot.core.errors import ServeError
 from ingot.models.model import Signature, TensorSpec
@@ -82,13 +83,6 @@ def serve(endpoint, monkeypatch):
         for session in one.sessions.values():
             session.opened.set()
         one.running.stop()
-
-
-def wait_for(claim):
-    deadline = time.monotonic() + 20
-    while not claim():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def observations(served, endpoint):
