@@ -1,6 +1,7 @@
 """Room for large bodies of requests: what all callers of a server together may fill."""
 
 import math
+import threading
 
 from ingot.core.errors import ServeError
 from ingot.runtime.machine import memory_bytes
@@ -13,7 +14,7 @@ _PART = 8  # of the memory: JSON takes several times its size while it is read
 
 
 class Room:
-    """Bytes of bodies that one server holds. Used on its event loop only.
+    """Bytes of bodies that one server holds. May be used by several threads.
 
     Args:
         most: Bytes that it may hold.
@@ -23,7 +24,7 @@ class Room:
     """
 
     def __init__(self, most: float = math.inf) -> None:
-        self.used, self._most = 0, most
+        self.used, self._most, self._lock = 0, most, threading.Lock()
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> "Room":
@@ -49,15 +50,23 @@ class Room:
         Raises:
             RequestError: There is none (503).
         """
-        if self.used + size > self._most:
+        if not self.has_taken(size):
             raise RequestError(
                 f"Bodies of requests must take at most {self._most:,} bytes together; "
                 f"{self.used:,} are taken and this one has {size:,} more. Send it again later, or "
                 "raise Endpoint.max_in_flight_bytes.",
                 status=503,
             )
-        self.used += size
+
+    def has_taken(self, size: int) -> bool:
+        """Keep room for some bytes, until they are given back; say whether there was any."""
+        with self._lock:
+            is_there = self.used + size <= self._most
+            self.used += size if is_there else 0
+        return is_there
 
     def give(self, size: int) -> None:
         """Give back what was taken."""
-        self.used -= size
+        if size:
+            with self._lock:
+                self.used -= size
