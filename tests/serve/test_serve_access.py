@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from outside import Clock
 
 from ingot.core.errors import MissingExtraError, ServeError
 from ingot.observe.log import ObservationLog
@@ -23,13 +24,6 @@ from ingot.serve.endpoint import Access, Tls, Tokens
 from ingot.serve.server import serve_in_thread
 
 INFER = "/v2/models/doubler/infer"
-
-
-class Clock:
-    now = 1_000_000.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture

@@ -105,6 +105,12 @@ def _work_options(function: F) -> F:
             click.option(
                 "--max-body-mb", default=64, show_default=True, help="Largest body, in MiB."
             ),
+            click.option(
+                "--max-in-flight-mb",
+                type=int,
+                help="Bodies of all requests at a time, in MiB; more get 503. An eighth of the"
+                " memory if not given.",
+            ),
         )
     ):
         function = option(function)
@@ -199,7 +205,7 @@ def _endpoint(registry: "Registry", version: "Version", options: dict[str, Any])
     from ingot.core.files import home
     from ingot.serve.endpoint import Batching, Endpoint
 
-    rows = options["max_batch"]
+    rows, room = options["max_batch"], options["max_in_flight_mb"]
     return Endpoint(
         version,
         registry.model_of(version),
@@ -208,6 +214,7 @@ def _endpoint(registry: "Registry", version: "Version", options: dict[str, Any])
         options["log"] or home() / "observations.sqlite",
         options["drain_s"],
         max_body_bytes=options["max_body_mb"] * 1024 * 1024,
+        max_in_flight_bytes=None if room is None else room * 1024 * 1024,
         workers=options["workers"],
         is_idempotent=not options["no_repeat"],
         batching=None if rows is None else Batching(rows, options["max_wait_ms"]),
