@@ -3,6 +3,7 @@ import os
 import secrets
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import batch_cases as cases
@@ -23,10 +24,14 @@ def environment(**more):
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), *sys.path]))} | more
 
 
+def command(*words):
+    ours = [sys.executable, "-m", "ingot.cli", "batch", *map(str, words)]
+    return [*ours, "--threads", "1", "--part-rows", "16", "--json"]
+
+
 def ingot_batch(*words, **more):
-    words = ["-m", "ingot.cli", "batch", *map(str, words), "--threads", "1", "--part-rows", "16"]
     return subprocess.run(
-        [sys.executable, *words, "--json"],
+        command(*words),
         env=environment(**more), capture_output=True, text=True, timeout=90,
     )  # fmt: skip
 
@@ -100,6 +105,24 @@ def test_a_batch_on_ray_stops_at_bad_rows_and_goes_on_where_it_stopped(tmp_path,
     assert json.loads(went_on.stdout)["resumed"] == finished
     assert whole.returncode == 0
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+@needs_ray
+def test_a_batch_on_ray_that_is_told_to_end_ends_at_once_and_keeps_its_parts(tmp_path, cluster):
+    source = cases.write_csv(tmp_path / "in.csv", cases.sentences(16 * 400))
+    model = cases.text_model(tmp_path / "model").path
+    words = command(model, source, tmp_path / "out.csv", "--on", "ray", "--processes", 2)
+    deadline = time.monotonic() + 60
+    with subprocess.Popen(words, env=environment(**cluster), stderr=subprocess.PIPE) as process:
+        while not (tmp_path / "out.csv.parts" / "part-000001.json").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+
+    assert process.returncode == 15  # as Ray has it; not an abort of its threads
+    assert b"has already been shutdown" not in said
+    assert len(list((tmp_path / "out.csv.parts").glob("part-*.json"))) < 400
 
 
 @needs_ray

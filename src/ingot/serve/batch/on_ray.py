@@ -5,7 +5,8 @@ keeps a reader that is ahead waiting, so a few parts are in memory, whatever the
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -56,16 +57,17 @@ def answer_on_ray(
     marks.clear()
     expected, count, failure = -1, 0, None
     try:
-        for found in _stream(parts, work, opener, (processes, cpus)):
-            if isinstance(found, int):
-                expected = found
-            elif isinstance(found, Done):
-                count += 1
-                yield found
-            elif failure is None:
-                failure = found
-            if failure is not None or not may_go_on():
-                marks.stop()
+        with closing(_stream(parts, work, opener, (processes, cpus))) as stream:
+            for found in stream:
+                if isinstance(found, int):
+                    expected = found
+                elif isinstance(found, Done):
+                    count += 1
+                    yield found
+                elif failure is None:
+                    failure = found
+                if failure is not None or not may_go_on():
+                    marks.stop()
         # Ray Data ends the stream without an error where a reader that is repeated fails
         if failure is None and not marks.is_stopped and count != expected:
             failure = _lost(marks, count)
@@ -81,7 +83,7 @@ def answer_on_ray(
 
 def _stream(
     parts: Iterable[Part], work: Work, opener: Opener, share: tuple[int, int]
-) -> Iterator[Any]:  # Any: what `_Answering` gives
+) -> Generator[Any]:  # Any: what `_Answering` gives
     data: Any = need("ray.data", extra="ray", what="A batch on Ray")
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised, once
     processes, cpus = share
@@ -102,11 +104,9 @@ def _stream(
             num_cpus=cpus,
         )
         batches = answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-        for batch in batches:
-            for item in batch[_COLUMN]:
-                found = _unpack(item)
-                if found is not None:
-                    yield found
+        with closing(iter(batches)) as tables:  # its threads end before Ray does
+            for table in tables:
+                yield from filter(None.__ne__, map(_unpack, table[_COLUMN]))
 
 
 def _source(parts: Iterable[Part], work: Work) -> Any:  # a Datasource
