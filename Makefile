@@ -27,7 +27,7 @@ test: setup native-test
 	$(BIN)/coverage run -m pytest -q
 	$(BIN)/coverage report --skip-covered --skip-empty | tail -n 25
 
-# Ray and what it needs, 300 MB, in an environment of its own over the usual one, which stays as it is.
+# Ray and what it needs, 450 MB, in an environment over the usual one, which stays as it is.
 RAY := $(VENV)/ray
 
 $(RAY)/.ready: $(VENV)/.ready
