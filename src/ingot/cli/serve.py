@@ -224,7 +224,7 @@ def _endpoint(registry: "Registry", version: "Version", options: dict[str, Any])
         max_waiting=options["max_waiting"],
         access=_access(options),
         rate=rate_of(options["rate"], options["burst"]),
-        tls=_tls(options["tls_cert"], options["tls_key"]),
+        tls=tls_files(options["tls_cert"], options["tls_key"]),
         grpc_port=options["grpc_port"],
         console=options["console"],
         **observe_fields(options),
@@ -244,7 +244,8 @@ def _access(options: dict[str, Any]) -> "Access | None":
     return Access(keys, tokens) if keys or tokens else None
 
 
-def _tls(certificate: Path | None, key: Path | None) -> "Tls | None":
+def tls_files(certificate: Path | None, key: Path | None) -> "Tls | None":
+    """Return both files, or None where neither is named."""
     from ingot.serve.endpoint import Tls
 
     if (certificate is None) != (key is None):
