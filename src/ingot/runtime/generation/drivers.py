@@ -1,6 +1,6 @@
 """Which way of decoding a model gets: with a cache, or by reading everything again."""
 
-from ingot.core.errors import EngineError
+from ingot.core.errors import EngineError, IngotError
 from ingot.models.model import Model
 from ingot.runtime.engine import EngineConfig
 from ingot.runtime.engines import open_session
@@ -39,6 +39,7 @@ def open_decoding(
 
     Raises:
         EngineError: The engine is missing or cannot run the model, or the model is no decoder.
+        ModelError: The model's file is missing or broken.
     """
     room = {"cache_tokens": cache_tokens, "cache_bits": cache_bits}
     wanted = config or EngineConfig(NativeEngine.name, threads=threads)
@@ -53,7 +54,7 @@ def open_decoding(
         wanted = EngineConfig(threads=wanted.threads)
     session = open_session(model, wanted)
     try:
-        return Recomputing(session, model.signature, why=why)
-    except EngineError:
+        return Recomputing(session, model, why=why)
+    except IngotError:
         session.close()
         raise
