@@ -135,6 +135,12 @@ def test_a_cache_of_other_bits_is_refused(small):
         open_decoding(small, EngineConfig("native", threads=1), cache_bits=16)
 
 
+@pytest.mark.parametrize("config", [None, ONNX_RUNTIME, EngineConfig("native", threads=1)])
+def test_a_cache_without_room_is_refused_on_every_engine(small, config):
+    with pytest.raises(EngineError, match="cache_tokens must be 1 or more; got 0"):
+        open_decoding(small, config, cache_tokens=0)
+
+
 def test_a_graph_of_fixed_size_is_padded(tmp_path):
     model = store_model(_fixed(6), lineage=Lineage("onnx"), name="fixed", root=tmp_path / "store")
     free = store_model(

@@ -35,8 +35,12 @@ if TYPE_CHECKING:
     "--require", multiple=True, metavar="CLAIM", help='E.g. "accuracy drop <= 0.01". Repeatable.'
 )
 @click.option("--split", default="test", show_default=True, help="Split to judge on.")
-@click.option("--engine", default="onnxruntime", show_default=True, help="Engine of the candidate.")
-@click.option("--baseline-engine", help="Engine of MODEL; as the candidate's by default.")
+@click.option(
+    "--engine",
+    help="Engine of the candidate. Default: onnxruntime; native for a language model that it runs "
+    "as it is, since it would write the texts.",
+)
+@click.option("--baseline-engine", help="Engine of MODEL. Default: --engine, else chosen alike.")
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "bf16"]),
@@ -68,7 +72,7 @@ def command(
     columns: tuple[str, ...],
     require: tuple[str, ...],
     split: str,
-    engine: str,
+    engine: str | None,
     baseline_engine: str | None,
     precision: str,
     threads: int,
@@ -85,6 +89,7 @@ def command(
     Examples:
       ingot compare model.onnx small --data data.toml --require "accuracy drop <= 0.01" --out proof
       ingot compare model.onnx broken.onnx --data data.toml --why
+      ingot compare gpt2/ small --data texts.csv --out proof
       ingot compare gpt2/ small --data texts.csv --engine native --baseline-engine onnxruntime
     """
     from ingot.core.progress import progress_bar
@@ -93,7 +98,10 @@ def command(
 
     baseline, small = ModelSource(**source).load(), ModelSource(candidate).load()
     data = load_data_option(data_path, task, columns, baseline)
-    config = EngineConfig(engine, precision, threads)  # type: ignore[arg-type] # click checked it
+    on = [named or _engine(m, precision) for m, named in
+          ((baseline, baseline_engine or engine), (small, engine))]  # fmt: skip
+    say(f"The baseline runs on {on[0]}, the candidate on {on[1]}")
+    config = EngineConfig(on[1], precision, threads)  # type: ignore[arg-type] # click checked it
     with progress_bar("compare") as progress:
         evidence = compare(
             baseline,
@@ -102,7 +110,7 @@ def command(
             require=require,
             split=split,
             config=config,
-            baseline_config=replace(config, engine=baseline_engine or engine),
+            baseline_config=replace(config, engine=on[0]),
             shapes=tuple(parse_shape(s) for s in shapes),
             seed=seed,
             progress=progress,
@@ -121,6 +129,13 @@ def command(
     return 0 if evidence.passed or not require else 1
 
 
+def _engine(model: "Model", precision: str) -> str:
+    """Return the engine that would write texts with a language model; ONNX Runtime otherwise."""
+    from ingot.runtime.native_engine import writes_texts
+
+    return "native" if writes_texts(model, precision) else "onnxruntime"  # type: ignore[arg-type]
+
+
 def _worst_nodes(
     baseline: "Model", small: "Model", config: "EngineConfig", split: "Split"
 ) -> "tuple[NodeError, ...]":
@@ -128,7 +143,8 @@ def _worst_nodes(
     from ingot.runtime.measure import Candidate
 
     trusted = replace(config, engine="onnxruntime", precision="fp32")
-    sides = Candidate("baseline", baseline, trusted), Candidate("candidate", small, config)
+    shown = trusted if config.engine == "native" else config  # which has no nodes to look into
+    sides = Candidate("baseline", baseline, trusted), Candidate("candidate", small, shown)
     return worst_nodes(node_errors(*sides, split), 10)
 
 

@@ -13,6 +13,7 @@ from ingot.serve.jobs.server import serve_jobs_in_thread
 from ingot.serve.openapi import openapi
 from ingot.serve.server import serve_in_thread
 
+
 @pytest.fixture(params=["jobs", "infer"])
 def server(request, endpoint, settings, doubler):
     """Give a server of either kind."""

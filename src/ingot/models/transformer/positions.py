@@ -50,9 +50,7 @@ def _picks_by_size(graph: Graph, node: Node) -> bool:
     )
 
 
-def _end(
-    graph: Graph, node: Node, feeds: Callable[[int], Mapping[str, Array]]
-) -> int | None:
+def _end(graph: Graph, node: Node, feeds: Callable[[int], Mapping[str, Array]]) -> int | None:
     table, index = node.inputs
     try:
         last, further = (
@@ -63,7 +61,8 @@ def _end(
         return None
     if further != last + 1:
         return None
-    return graph.dims(table)[node.attribute("axis", 0)] - 1 - last + _SHORT
+    axis: int = node.attribute("axis", 0)
+    return graph.dims(table)[axis] - 1 - last + _SHORT
 
 
 def _trace(graph: Graph, feeds: Mapping[str, Array], length: int) -> Trace:

@@ -38,9 +38,14 @@ def open_decoding(
             else ONNX Runtime in fp32 takes its place too.
 
     Raises:
-        EngineError: The engine is missing or cannot run the model, or the model is no decoder.
+        EngineError: The room of the cache is none, the engine is missing or cannot run the model,
+            or the model is no decoder.
         ModelError: The model's file is missing or broken.
     """
+    if cache_tokens < 1:
+        raise EngineError(f"cache_tokens must be 1 or more; got {cache_tokens}. Raise it.")
+    if cache_bits not in (8, 32):
+        raise EngineError(f"cache_bits must be 8 or 32; got {cache_bits}. Use 32 for exactness.")
     room = {"cache_tokens": cache_tokens, "cache_bits": cache_bits}
     wanted = config or EngineConfig(NativeEngine.name, threads=threads)
     why = f"{wanted.engine} was asked for, and it keeps no keys and values"

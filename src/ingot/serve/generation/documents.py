@@ -41,8 +41,8 @@ def text_paths(
         "type": "object",
         "required": ["text_input"],
         "properties": {
-            "text_input": {"type": "string"}, "id": {"type": "string"},
-            "parameters": _schema(Parameters),
+            "text_input": {"type": "string", "examples": ["ONCE upon a time"]},
+            "id": {"type": "string"}, "parameters": _schema(Parameters),
         },
     }  # fmt: skip
     answer = {
@@ -77,7 +77,7 @@ def text_paths(
 def _event(answer: Schema) -> Schema:
     """Return the schema of an event, whose data are an answer or why there is no more.
 
-    OpenAPI 3.1 has no word for the events of a stream; its readers take the schema for that of each.
+    OpenAPI 3.1 has no word for the events of a stream; what reads it takes the schema for each.
     """
     broken = {
         "type": "object", "required": ["error"], "properties": {"error": {"type": "string"}},
