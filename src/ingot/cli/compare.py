@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ingot.evaluate.diagnose import NodeError
     from ingot.evaluate.evidence import Comparison, Evidence, Interval
     from ingot.models.model import Model
-    from ingot.runtime.engine import EngineConfig
+    from ingot.runtime.engine import EngineConfig, Precision
 
 
 @click.command()
@@ -74,7 +74,7 @@ def command(
     split: str,
     engine: str | None,
     baseline_engine: str | None,
-    precision: str,
+    precision: "Precision",
     threads: int,
     shapes: tuple[str, ...],
     why: bool,
@@ -94,14 +94,11 @@ def command(
     """
     from ingot.core.progress import progress_bar
     from ingot.evaluate.compare import compare
-    from ingot.runtime.engine import EngineConfig
 
     baseline, small = ModelSource(**source).load(), ModelSource(candidate).load()
     data = load_data_option(data_path, task, columns, baseline)
-    on = [named or _engine(m, precision) for m, named in
-          ((baseline, baseline_engine or engine), (small, engine))]  # fmt: skip
-    say(f"The baseline runs on {on[0]}, the candidate on {on[1]}")
-    config = EngineConfig(on[1], precision, threads)  # type: ignore[arg-type] # click checked it
+    named = baseline_engine, engine
+    trusted, config = _configs((baseline, small), named, precision, threads)
     with progress_bar("compare") as progress:
         evidence = compare(
             baseline,
@@ -110,7 +107,7 @@ def command(
             require=require,
             split=split,
             config=config,
-            baseline_config=replace(config, engine=on[0]),
+            baseline_config=trusted,
             shapes=tuple(parse_shape(s) for s in shapes),
             seed=seed,
             progress=progress,
@@ -129,11 +126,26 @@ def command(
     return 0 if evidence.passed or not require else 1
 
 
-def _engine(model: "Model", precision: str) -> str:
-    """Return the engine that would write texts with a language model; ONNX Runtime otherwise."""
+def _configs(
+    models: "tuple[Model, Model]",
+    named: tuple[str | None, str | None],
+    precision: "Precision",
+    threads: int,
+) -> "tuple[EngineConfig, EngineConfig]":
+    """Return how baseline and candidate run, and say it.
+
+    A language model runs on the engine that would write its texts: native, if it can as it is.
+    """
+    from ingot.runtime.engine import EngineConfig
     from ingot.runtime.native_engine import writes_texts
 
-    return "native" if writes_texts(model, precision) else "onnxruntime"  # type: ignore[arg-type]
+    engines = [
+        own or named[1] or ("native" if writes_texts(model, precision) else "onnxruntime")
+        for model, own in zip(models, named, strict=True)
+    ]
+    say(f"The baseline runs on {engines[0]}, the candidate on {engines[1]}")
+    one, two = (EngineConfig(engine, precision, threads) for engine in engines)
+    return one, two
 
 
 def _worst_nodes(
