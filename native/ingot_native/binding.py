@@ -24,6 +24,9 @@ from ingot_native.errors import LibraryError
 ABI = 1
 BAD_INPUT = 4  # INGOT_BAD_INPUT in ingot_native.h
 CACHE_FULL = 8
+CAP = "INGOT_NATIVE_ISA"
+# As in src/dispatch.cpp, slowest first.
+SETS = ("scalar", "avx2", "avx2-vnni", "avx512", "avx512-vnni", "avx512-vnni-bf16", "amx")
 ERROR_BYTES = 512
 
 _SPEC_WHOLE = [
@@ -176,10 +179,25 @@ def loaded() -> ctypes.CDLL:
     return library
 
 
+def check_cap() -> None:
+    """Refuse a name in `INGOT_NATIVE_ISA` that is no instruction set.
+
+    Raises:
+        LibraryError: It is none.
+    """
+    named = os.environ.get(CAP)
+    if named and named not in SETS:
+        raise LibraryError(
+            f"{CAP} must be one of {', '.join(SETS)}; got {named!r}. Correct it, or unset it for "
+            "the fastest set that the machine grants."
+        )
+
+
 def granted_sets() -> tuple[str, ...]:
     """Names of the instruction sets that this build has and this machine grants, slowest first.
 
     Raises:
-        LibraryError: The compiled library is missing.
+        LibraryError: The compiled library is missing, or `INGOT_NATIVE_ISA` names no set.
     """
+    check_cap()
     return tuple(loaded().ingot_sets().decode().split())

@@ -88,6 +88,7 @@ class Handle:
             tensors,
             len(tensors),
         )
+        binding.check_cap()
         _call(getattr(binding.loaded(), name), config, *arguments, ctypes.byref(self._pointer))
 
     def call(self, name: str, *arguments: Any) -> None:

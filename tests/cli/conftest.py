@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from ingot.cli.main import main
-from ingot.testing.tiny import tiny_cnn, toy_images
+from ingot.testing.tiny import tiny_cnn, tiny_decoder, toy_images
 
 
 @dataclass(frozen=True)
@@ -76,3 +77,16 @@ def best(files) -> Path:
 def released(run, best):
     """Release what `best` holds as `tiny:1` and promote it to prod."""
     assert run("release", "tiny", best, "--stage", "prod").code == 0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Give a folder with `decoder.onnx` and a tokenizer of letters."""
+    folder = tmp_path_factory.mktemp("decoder")
+    onnx.save(tiny_decoder(), folder / "decoder.onnx")
+    letters = [chr(ord("A") + at) for at in range(50)]
+    library = Tokenizer(models.BPE({letter: at for at, letter in enumerate(letters)}, []))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    library.decoder = decoders.ByteLevel()
+    library.save(str(folder / "tokenizer.json"))
+    return folder

@@ -1,26 +1,10 @@
 import io
 
-import onnx
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from ingot.runtime.native_engine import NativeEngine
-from ingot.testing.tiny import tiny_decoder
 
 TOKENS = ["--engine", "onnxruntime", "--threads", 1, "--max-tokens", 5]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Give a folder with `decoder.onnx` and a tokenizer of letters."""
-    folder = tmp_path_factory.mktemp("decoder")
-    onnx.save(tiny_decoder(), folder / "decoder.onnx")
-    letters = [chr(ord("A") + at) for at in range(50)]
-    library = Tokenizer(models.BPE({letter: at for at, letter in enumerate(letters)}, []))
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    library.decoder = decoders.ByteLevel()
-    library.save(str(folder / "tokenizer.json"))
-    return folder
 
 
 @pytest.fixture

@@ -33,6 +33,17 @@ def test_a_missing_input_is_named():
         feeds_for(TOKENS, {"input_ids": np.zeros((2, 3), np.int64)})
 
 
+def test_the_mask_of_texts_is_left_out_of_a_model_that_takes_none():
+    ids = np.array([[3, 9, 0]])
+    bare = Signature(TOKENS.inputs[:1], ())
+
+    feeds = feeds_for(bare, {"input_ids": ids, "attention_mask": np.array([[1, 1, 0]])})
+
+    assert list(feeds) == ["input_ids"]
+    with pytest.raises(DataError, match="'attention_mask'"):
+        feeds_for(IMAGE, {"image": np.zeros((1, 1, 8, 8)), "attention_mask": ids})
+
+
 def test_narrow_integers_are_widened():
     ids = np.ones((2, 3), np.int32)
 

@@ -5,7 +5,7 @@ from onnx import TensorProto, helper
 
 from ingot.compress.quantize.weights import QuantizeWeights
 from ingot.compress.recipe import Recipe
-from ingot.core.errors import EngineError
+from ingot.core.errors import DataError, EngineError
 from ingot.core.files import home
 from ingot.models.model import Lineage
 from ingot.models.store import store_model
@@ -87,11 +87,30 @@ def test_a_native_engine_that_was_asked_for_is_not_replaced(decoder):
         open_decoding(decoder, EngineConfig("native", threads=1))
 
 
-def test_a_sequence_that_the_model_cannot_hold_fails_with_the_engines_words(decoder):
+@pytest.mark.parametrize("prompt", [1, 63, 64])
+@pytest.mark.parametrize("kind", ["decoder", "small"])
+def test_a_text_ends_where_the_positions_of_the_model_end(request, kind, prompt):
+    decoding = open_decoding(request.getfixturevalue(kind), ONNX_RUNTIME)
+
+    *_, last = found = list(generate(decoding, [1] * prompt, Sampling(max_tokens=100)))
+
+    assert decoding.positions == 64
+    assert (prompt + len(found), last.finish) == (65, "length")
+
+
+def test_a_prompt_beyond_the_positions_of_the_model_is_refused(decoder):
     decoding = open_decoding(decoder, ONNX_RUNTIME)
 
-    with pytest.raises(EngineError):
-        list(generate(decoding, [1] * 63, Sampling(max_tokens=9)))
+    with pytest.raises(DataError, match="1 to 64 tokens"):
+        generate(decoding, [1] * 65)
+
+
+def test_a_graph_without_a_table_of_positions_has_no_end(tmp_path):
+    model = store_model(_endless(), lineage=Lineage("onnx"), name="long", root=tmp_path / "store")
+    decoding = open_decoding(model, ONNX_RUNTIME)
+
+    assert decoding.positions > 10**6
+    assert len(list(generate(decoding, [1], Sampling(max_tokens=99)))) == 99
 
 
 def test_an_encoder_is_refused(encoder):
@@ -114,6 +133,12 @@ def test_a_network_of_images_is_refused(cnn):
 def test_a_cache_of_other_bits_is_refused(small):
     with pytest.raises(EngineError, match="8 or 32"):
         open_decoding(small, EngineConfig("native", threads=1), cache_bits=16)
+
+
+@pytest.mark.parametrize("config", [None, ONNX_RUNTIME, EngineConfig("native", threads=1)])
+def test_a_cache_without_room_is_refused_on_every_engine(small, config):
+    with pytest.raises(EngineError, match="cache_tokens must be 1 or more; got 0"):
+        open_decoding(small, config, cache_tokens=0)
 
 
 def test_a_graph_of_fixed_size_is_padded(tmp_path):
@@ -247,6 +272,19 @@ def _averaging():
     ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"])
     out = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "sequence", 10])
     graph = helper.make_graph(nodes, "averaging", [ids], [out], weights)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    proto.ir_version = 8
+    return proto
+
+
+def _endless():
+    """Score each token by itself."""
+    table = np.random.default_rng(0).normal(size=(10, 10)).astype(np.float32)
+    nodes = [helper.make_node("Gather", ["table", "input_ids"], ["logits"])]
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"])
+    out = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "sequence", 10])
+    weights = [onnx.numpy_helper.from_array(table, "table")]
+    graph = helper.make_graph(nodes, "endless", [ids], [out], weights)
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
     proto.ir_version = 8
     return proto

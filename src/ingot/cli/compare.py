@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ingot.evaluate.diagnose import NodeError
     from ingot.evaluate.evidence import Comparison, Evidence, Interval
     from ingot.models.model import Model
-    from ingot.runtime.engine import EngineConfig
+    from ingot.runtime.engine import EngineConfig, Precision
 
 
 @click.command()
@@ -35,8 +35,12 @@ if TYPE_CHECKING:
     "--require", multiple=True, metavar="CLAIM", help='E.g. "accuracy drop <= 0.01". Repeatable.'
 )
 @click.option("--split", default="test", show_default=True, help="Split to judge on.")
-@click.option("--engine", default="onnxruntime", show_default=True, help="Engine of the candidate.")
-@click.option("--baseline-engine", help="Engine of MODEL; as the candidate's by default.")
+@click.option(
+    "--engine",
+    help="Engine of the candidate. Default: onnxruntime; native for a language model that it runs "
+    "as it is, since it would write the texts.",
+)
+@click.option("--baseline-engine", help="Engine of MODEL. Default: --engine, else chosen alike.")
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "bf16"]),
@@ -68,9 +72,9 @@ def command(
     columns: tuple[str, ...],
     require: tuple[str, ...],
     split: str,
-    engine: str,
+    engine: str | None,
     baseline_engine: str | None,
-    precision: str,
+    precision: "Precision",
     threads: int,
     shapes: tuple[str, ...],
     why: bool,
@@ -85,15 +89,16 @@ def command(
     Examples:
       ingot compare model.onnx small --data data.toml --require "accuracy drop <= 0.01" --out proof
       ingot compare model.onnx broken.onnx --data data.toml --why
+      ingot compare gpt2/ small --data texts.csv --out proof
       ingot compare gpt2/ small --data texts.csv --engine native --baseline-engine onnxruntime
     """
     from ingot.core.progress import progress_bar
     from ingot.evaluate.compare import compare
-    from ingot.runtime.engine import EngineConfig
 
     baseline, small = ModelSource(**source).load(), ModelSource(candidate).load()
     data = load_data_option(data_path, task, columns, baseline)
-    config = EngineConfig(engine, precision, threads)  # type: ignore[arg-type] # click checked it
+    named = baseline_engine, engine
+    trusted, config = _configs((baseline, small), named, precision, threads)
     with progress_bar("compare") as progress:
         evidence = compare(
             baseline,
@@ -102,7 +107,7 @@ def command(
             require=require,
             split=split,
             config=config,
-            baseline_config=replace(config, engine=baseline_engine or engine),
+            baseline_config=trusted,
             shapes=tuple(parse_shape(s) for s in shapes),
             seed=seed,
             progress=progress,
@@ -121,6 +126,28 @@ def command(
     return 0 if evidence.passed or not require else 1
 
 
+def _configs(
+    models: "tuple[Model, Model]",
+    named: tuple[str | None, str | None],
+    precision: "Precision",
+    threads: int,
+) -> "tuple[EngineConfig, EngineConfig]":
+    """Return how baseline and candidate run, and say it.
+
+    A language model runs on the engine that would write its texts: native, if it can as it is.
+    """
+    from ingot.runtime.engine import EngineConfig
+    from ingot.runtime.native_engine import writes_texts
+
+    engines = [
+        own or named[1] or ("native" if writes_texts(model, precision) else "onnxruntime")
+        for model, own in zip(models, named, strict=True)
+    ]
+    say(f"The baseline runs on {engines[0]}, the candidate on {engines[1]}")
+    one, two = (EngineConfig(engine, precision, threads) for engine in engines)
+    return one, two
+
+
 def _worst_nodes(
     baseline: "Model", small: "Model", config: "EngineConfig", split: "Split"
 ) -> "tuple[NodeError, ...]":
@@ -128,7 +155,8 @@ def _worst_nodes(
     from ingot.runtime.measure import Candidate
 
     trusted = replace(config, engine="onnxruntime", precision="fp32")
-    sides = Candidate("baseline", baseline, trusted), Candidate("candidate", small, config)
+    shown = trusted if config.engine == "native" else config  # which has no nodes to look into
+    sides = Candidate("baseline", baseline, trusted), Candidate("candidate", small, shown)
     return worst_nodes(node_errors(*sides, split), 10)
 
 

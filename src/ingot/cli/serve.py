@@ -162,11 +162,23 @@ def command(
     if endpoint.access is None and endpoint.host not in _LOOPBACK:
         say(f"warning: {endpoint.host} lets everybody who reaches it in; ask for keys with --keys")
     if dry_run:
+        _say_slow((first, *others))
         return
     if is_async:
         _run_jobs(endpoint, options)
     else:
         endpoint.run(on_ready=lambda url: _say_ready("answering", url, endpoint))
+
+
+def _say_slow(endpoints: "tuple[Endpoint, ...]") -> None:
+    """Warn of what a start would warn of: an engine that reads a whole text for every token."""
+    from ingot.serve.generation.writer import slow_words
+
+    for one in endpoints:
+        config = one.version.config
+        if one.generation is not None and config.engine != "native":
+            why = f"{config.engine} keeps no keys and values"
+            say(f"warning: {slow_words(one, config, why)}")
 
 
 def _run_jobs(endpoint: "Endpoint", options: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from ingot.data.data import Array
 from ingot.models.model import Signature, TensorSpec
 
 ANY_INPUT = "*"  # "the model's only input", see Split.inputs
+IDS, MASK = "input_ids", "attention_mask"  # what texts become
 _RANK = {"b": 0, "u": 1, "i": 1, "f": 2, "c": 3}
 
 
@@ -21,6 +22,8 @@ def feeds_for(signature: Signature, inputs: Mapping[str, Array]) -> dict[str, Ar
         inputs: Arrays by input name, rows first; the name `*` stands for the only input. Integers
             are widened to the model's integers or floats, and floats change between widths. A
             model with a fixed number of rows gets any multiple of it, to be run in as many calls.
+            The mask that comes with token ids is left out of a model that takes none: such a model
+            reads padding as it reads tokens.
 
     Raises:
         DataError: A name is unknown or missing, a dtype cannot be cast without losing its meaning,
@@ -55,6 +58,8 @@ def _by_name(signature: Signature, inputs: Mapping[str, Array]) -> Mapping[str, 
                 f"name. Name them: {', '.join(names)}."
             )
         return {names[0]: inputs[ANY_INPUT]}
+    if MASK in inputs and MASK not in names and IDS in names:
+        inputs = {name: array for name, array in inputs.items() if name != MASK}
     for name in inputs:
         if name not in names:
             raise DataError(

@@ -41,8 +41,10 @@ class NativeEngine:
             return Availability(ok=False, reason="pip install ingot-native")
         from importlib.metadata import PackageNotFoundError, version
 
-        from ingot_native import NativeError, granted_sets
-
+        try:
+            from ingot_native import NativeError, granted_sets
+        except (ImportError, OSError) as error:
+            return Availability(ok=False, reason=f"ingot_native cannot be imported: {error}")
         try:
             granted_sets()
             return Availability(ok=True, version=version("ingot-native"))
@@ -207,6 +209,22 @@ def packed_decoder(model: Model, precision: Precision = "fp32") -> "Packed":
             f"{seen}. Export it with its language-model head, without a cache."
         )
     return _pack(model, found, bits=16 if precision == "bf16" else None)
+
+
+def writes_texts(model: Model, precision: Precision = "fp32") -> bool:
+    """Say whether the native engine is here and could write texts with a model as it is.
+
+    Args:
+        model: Any.
+        precision: As for `packed_decoder`.
+    """
+    if all(len(spec.shape) != 3 for spec in model.signature.outputs):
+        return False  # gives no scores for every token; nothing is read to find that out
+    try:
+        spec = _fitting(model, precision).spec
+    except EngineError:
+        return False
+    return spec.causal and spec.vocab_head and NativeEngine().available().ok
 
 
 def _packed(model: Model, precision: Precision) -> "tuple[Packed, dict[str, Any]]":

@@ -120,9 +120,10 @@ def test_a_stop_string_and_an_end_token_are_told_apart(http):
     [
         ("{", 400, "must be a JSON object"),
         ("[1]", 400, "must be a JSON object"),
-        ("{}", 422, "text_input"),
-        ('{"text_input": 5}', 422, "text_input"),
-        ('{"text_input": "A", "parameters": [1]}', 422, "parameters"),
+        ("{}", 422, "text_input must be text; got null."),
+        ('{"text_input": 5}', 422, "text_input must be text; got 5."),
+        ('{"text_input": "A", "parameters": [1]}', 422, "parameters must be an object; got [1]."),
+        ('{"text_input": "A", "parameters": 0}', 422, "parameters must be an object; got 0."),
         ('{"text_input": "A", "temprature": 1}', 422, "Did you mean 'temperature'"),
         ('{"text_input": "A", "max_tokens": "9"}', 422, "$.max_tokens"),
         ('{"text_input": "A", "max_tokens": 0}', 422, "max_tokens must be"),

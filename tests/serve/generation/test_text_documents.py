@@ -2,9 +2,12 @@
 
 import json
 
+import jsonschema
+import openapi_spec_validator
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from schema_fuzzer import fuzz
 from text_server import events
 
 MANY = settings(
@@ -54,6 +57,33 @@ def test_the_document_holds_every_parameter_and_no_dangling_reference(http):
     assert asked("/v1/completions")["required"] == ["model", "prompt"]
     refs = json.dumps(document).count('"$ref"')
     assert refs == json.dumps(document).count('"$ref": "#/components/schemas/Problem"')
+
+
+def test_the_document_is_openapi_3_1(http):
+    openapi_spec_validator.validate(http.get("/openapi.json").json())
+
+
+def test_a_fuzzer_that_reads_the_document_finds_nothing(serving, tmp_path):
+    with serving() as (_, running):
+        # a deadline of a millisecond is rightly a 504, which a fuzzer takes for a failure
+        done = fuzz(tmp_path, running.url, "--header", "ingot-timeout-ms: 60000")
+
+    assert done.returncode == 0, done.stdout[-6000:]
+
+
+def test_the_events_of_a_stream_fit_the_document(http):
+    document = http.get("/openapi.json").json()
+    path = "/v2/models/writer/generate_stream"
+    found = document["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]
+    data = found["schema"]["properties"]["data"]["contentSchema"]
+
+    sent = events(http.post(path, json={"text_input": "ABC", "parameters": {"details": True}}))
+
+    assert len(sent) > 1
+    for event in sent:
+        jsonschema.validate(event, data)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"text": "A"}, data)
 
 
 def check(answer, kind):

@@ -1,12 +1,10 @@
 """Both servers against their own OpenAPI documents: valid documents, and no 500 under a fuzzer."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import openapi_spec_validator
 import pytest
+from schema_fuzzer import fuzz
 
 from ingot.serve.access.keys import KeyStore
 from ingot.serve.endpoint import Access
@@ -14,15 +12,6 @@ from ingot.serve.jobs.openapi import describe_jobs
 from ingot.serve.jobs.server import serve_jobs_in_thread
 from ingot.serve.openapi import openapi
 from ingot.serve.server import serve_in_thread
-
-# Left out are two. That what fits a schema is accepted: no schema can say that the count of a
-# tensor's values is the product of its shape. And that all else is refused: a header that nobody
-# knows is ignored, as HTTP asks.
-CHECKS = (
-    "not_a_server_error", "status_code_conformance", "content_type_conformance",
-    "response_headers_conformance", "response_schema_conformance", "unsupported_method",
-    "missing_required_header", "ignored_auth",
-)  # fmt: skip
 
 
 @pytest.fixture(params=["jobs", "infer"])
@@ -34,18 +23,6 @@ def server(request, endpoint, settings, doubler):
     else:
         with serve_in_thread(endpoint, doubler) as running:
             yield running
-
-
-def fuzz(folder, url, *words):
-    command = [
-        sys.executable, "-m", "schemathesis.cli", "run", url + "/openapi.json", "--seed", "1",
-        "--checks", ",".join(CHECKS), "--suppress-health-check", "all", "--max-examples", "15",
-        "--request-timeout", "20", "--no-color", *words,
-    ]  # fmt: skip
-    keep = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=keep, cwd=folder
-    )
 
 
 @pytest.mark.parametrize("describe", [describe_jobs, lambda one: openapi([one], version="1")])

@@ -1,6 +1,6 @@
 """Which way of decoding a model gets: with a cache, or by reading everything again."""
 
-from ingot.core.errors import EngineError
+from ingot.core.errors import EngineError, IngotError
 from ingot.models.model import Model
 from ingot.runtime.engine import EngineConfig
 from ingot.runtime.engines import open_session
@@ -38,8 +38,14 @@ def open_decoding(
             else ONNX Runtime in fp32 takes its place too.
 
     Raises:
-        EngineError: The engine is missing or cannot run the model, or the model is no decoder.
+        EngineError: The room of the cache is none, the engine is missing or cannot run the model,
+            or the model is no decoder.
+        ModelError: The model's file is missing or broken.
     """
+    if cache_tokens < 1:
+        raise EngineError(f"cache_tokens must be 1 or more; got {cache_tokens}. Raise it.")
+    if cache_bits not in (8, 32):
+        raise EngineError(f"cache_bits must be 8 or 32; got {cache_bits}. Use 32 for exactness.")
     room = {"cache_tokens": cache_tokens, "cache_bits": cache_bits}
     wanted = config or EngineConfig(NativeEngine.name, threads=threads)
     why = f"{wanted.engine} was asked for, and it keeps no keys and values"
@@ -53,7 +59,7 @@ def open_decoding(
         wanted = EngineConfig(threads=wanted.threads)
     session = open_session(model, wanted)
     try:
-        return Recomputing(session, model.signature, why=why)
-    except EngineError:
+        return Recomputing(session, model, why=why)
+    except IngotError:
         session.close()
         raise

@@ -87,11 +87,9 @@ def open_native(
             the model is no decoder with weights that fit the precision; says what misfits.
     """
     check_native(config)
-    if cache_bits not in (8, 32):
-        raise EngineError(f"cache_bits must be 8 or 32; got {cache_bits}. Use 32 for exactness.")
     status = NativeEngine().available()
     if not status.ok:
-        raise EngineError(f"ingot-native must be installed; it is not: {status.reason}")
+        raise EngineError(f"ingot-native must be ready; it is not: {status.reason}")
     native: Any = need("ingot_native", extra="native", what="The native engine")
     packed = kept_file(model, config, status, PACKED_FILE) or packed_decoder(
         model, config.precision

@@ -7,13 +7,15 @@ import numpy as np
 
 from ingot.core.errors import EngineError
 from ingot.data.data import Array
-from ingot.models.model import Signature, TensorSpec
+from ingot.models.model import Model, Signature, TensorSpec
+from ingot.models.transformer.positions import longest_sequence
 from ingot.runtime.agreement import relative_error
 from ingot.runtime.engine import Session
 
 _UNBOUNDED = 1 << 30  # tokens: there is no cache that could be full
 # Relative. Networks that round activations by the range of a call stay below, encoders do not.
 _LATER_TOKEN_MATTERS = 0.1
+_ORDINARY = 3  # a token id: those before it often mean padding, and padding may take no place
 
 
 class Recomputing:
@@ -22,28 +24,30 @@ class Recomputing:
     Sequences are run one by one, each without padding, so none depends on the others.
     """
 
-    def __init__(self, session: Session, signature: Signature, *, why: str = "") -> None:
+    def __init__(self, session: Session, model: Model, *, why: str = "") -> None:
         """Check that the session is a decoder's.
 
         Args:
             session: Ready to run; closed with this.
-            signature: What it takes and gives.
+            model: What it runs.
             why: What is said of the speed.
 
         Raises:
             EngineError: Its inputs are not token ids, its outputs not scores, or the scores of a
                 token depend on later ones.
+            ModelError: The model's file is missing or broken.
         """
         self.config, self.why = session.config, why
-        self._session, self._specs = session, signature.inputs
-        self._ids, self._output = _ids_of(signature), _scores_of(signature)
-        length = _fixed_length(self._specs)
-        self._length = length
-        self.positions = length or _UNBOUNDED
+        self._session, self._specs = session, model.signature.inputs
+        self._ids, self._output = _ids_of(model.signature), _scores_of(model.signature)
+        self._length = _fixed_length(self._specs)
+        self.positions = self._length or _UNBOUNDED
         self.step_tokens = _UNBOUNDED  # cutting a prompt would only read its first part twice
         self._rows: dict[int, list[int]] = {}
         self._numbers = count()
         self.vocab = self._probe()
+        if self._length is None:
+            self.positions = longest_sequence(model.onnx_path, self._ordinary) or _UNBOUNDED
 
     @property
     def free_tokens(self) -> int:
@@ -83,9 +87,15 @@ class Recomputing:
                 f"A sequence must fit the model, {self.positions} tokens; got {used}. Use a "
                 "shorter prompt or fewer tokens."
             )
-        feeds = {spec.name: _feed(spec, row, self._length or used) for spec in self._specs}
+        feeds = self._feeds(row, self._length or used)
         found: Array = self._session.run(feeds)[self._output][0, :used]
         return found
+
+    def _ordinary(self, length: int) -> dict[str, Array]:
+        return self._feeds([min(_ORDINARY, self.vocab - 1)] * length, length)
+
+    def _feeds(self, row: Sequence[int], length: int) -> dict[str, Array]:
+        return {spec.name: _feed(spec, row, length) for spec in self._specs}
 
     def _probe(self) -> int:
         """Return the size of the vocabulary, once it is known that only earlier tokens count."""

@@ -41,8 +41,8 @@ def text_paths(
         "type": "object",
         "required": ["text_input"],
         "properties": {
-            "text_input": {"type": "string"}, "id": {"type": "string"},
-            "parameters": _schema(Parameters),
+            "text_input": {"type": "string", "examples": ["ONCE upon a time"]},
+            "id": {"type": "string"}, "parameters": _schema(Parameters),
         },
     }  # fmt: skip
     answer = {
@@ -60,13 +60,33 @@ def text_paths(
         "/generate": ("One text, whole.", "application/json"),
         "/generate_stream": ("One text, piece by piece.", _EVENTS),
     }
+    schemas = {"application/json": answer, _EVENTS: _event(answer)}
     return {
         base + path: {
             "post": _operation(summary, asked, headers)
-            | {"responses": {"200": _found({media: {"schema": answer}}), **refusals, **failed}}
+            | {
+                "responses": {
+                    "200": _found({media: {"schema": schemas[media]}}), **refusals, **failed,
+                }
+            }
         }
         for path, (summary, media) in kinds.items()
-    }
+    }  # fmt: skip
+
+
+def _event(answer: Schema) -> Schema:
+    """Return the schema of an event, whose data are an answer or why there is no more.
+
+    OpenAPI 3.1 has no word for the events of a stream; what reads it takes the schema for each.
+    """
+    broken = {
+        "type": "object", "required": ["error"], "properties": {"error": {"type": "string"}},
+    }  # fmt: skip
+    data = {
+        "type": "string", "contentMediaType": "application/json",
+        "contentSchema": {"anyOf": [answer, broken]},
+    }  # fmt: skip
+    return {"type": "object", "required": ["data"], "properties": {"data": data}}
 
 
 def openai_paths(*, headers: Sequence[Schema], refusals: Mapping[str, Schema]) -> dict[str, Schema]:

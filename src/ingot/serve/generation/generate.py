@@ -14,6 +14,7 @@ from ingot.serve.generation.reply import Reply, Source
 from ingot.serve.problems import PROBLEM_TYPE, RequestError, encode_problem
 
 _MAX_TOKENS = 20  # its default
+_SHOWN = 40  # bytes of a value that a refusal quotes
 
 
 class Parameters(Knobs):
@@ -49,14 +50,18 @@ class Generate:
             RequestError: Not JSON (400), or not a request (422).
         """
         given = read_object(body)
-        prompt, more = given.pop("text_input", None), given.pop("parameters", None) or {}
+        prompt, more = given.pop("text_input", None), given.pop("parameters", None)
+        more = {} if more is None else more
         given.pop("id", None)  # Triton's clients send one; the answer has a header for it
-        if not isinstance(prompt, str) or not isinstance(more, dict):
-            raise RequestError(
-                'A request must be {"text_input": TEXT, "parameters": {...}}; got '
-                f"{type(prompt).__name__} and {type(more).__name__}. Correct it.",
-                status=self.invalid,
-            )
+        for name, value, what, kind in (
+            ("text_input", prompt, "text", str), ("parameters", more, "an object", dict),
+        ):  # fmt: skip
+            if not isinstance(value, kind):
+                raise RequestError(
+                    f"{name} must be {what}; got {_shown(value)}. Send "
+                    '{"text_input": "TEXT", "parameters": {}}.',
+                    status=self.invalid,
+                )
         found = fit(given | more, Parameters, self.invalid)
         if found.stream is not None and found.stream is not self._is_stream:
             raise RequestError(
@@ -124,6 +129,10 @@ def sse(value: object) -> bytes:
 
 
 # Any below: JSON.
+def _shown(value: Any) -> str:
+    return msgspec.json.encode(value)[:_SHOWN].decode(errors="replace")
+
+
 def _answer(reply: Reply, text: str) -> dict[str, Any]:
     source = reply.source
     return {"model_name": source.model, "model_version": source.version, "text_output": text}

@@ -9,6 +9,7 @@ from ingot.core.closing import Closing
 from ingot.core.errors import EngineError, IngotError, ServeError
 from ingot.core.units import show_number
 from ingot.data.data import Array
+from ingot.runtime.engine import EngineConfig
 from ingot.runtime.generation.batcher import Batcher, Crowded, Handle, Load
 from ingot.runtime.generation.decoding import Decoding
 from ingot.runtime.generation.drivers import open_decoding
@@ -233,6 +234,24 @@ def check_generation(endpoint: Endpoint) -> None:
             )
 
 
+def slow_words(endpoint: Endpoint, config: EngineConfig, why: str) -> str:
+    """Return what is said of an endpoint whose engine keeps no keys and values.
+
+    Args:
+        endpoint: What is served.
+        config: The engine that writes.
+        why: Why it is not the native engine.
+    """
+    version = endpoint.version
+    return (
+        f"{version.label} on {config.label}: every token reads its whole text again: {why}. To "
+        "mend it, release a version that was judged on the native engine: ingot compress MODEL "
+        "--method quantize-weights --out small; ingot compare MODEL small --data DATA --engine "
+        "native --baseline-engine onnxruntime --require 'cosine >= 0.99' --out small; ingot "
+        f"release {version.name} small. Weights in float run there with --precision bf16."
+    )
+
+
 def open_writer(endpoint: Endpoint, stack: ExitStack, decoding: Decoding | None = None) -> Writer:
     """Return a writer that has written a token; it is closed with the stack.
 
@@ -259,8 +278,7 @@ def open_writer(endpoint: Endpoint, stack: ExitStack, decoding: Decoding | None 
         decoding = _open(endpoint, settings)
         stack.callback(decoding.close)
     if decoding.why:
-        on = decoding.config.label
-        log.warning("%s on %s: every token reads its whole text again: %s", label, on, decoding.why)
+        log.warning(slow_words(endpoint, decoding.config, decoding.why))
     writer = stack.enter_context(Writer(decoding, tokenizer, settings, ends=ends))
     try:
         writer.rehearse()
