@@ -105,6 +105,11 @@ def _work_options(function: F) -> F:
             click.option(
                 "--max-body-mb", default=64, show_default=True, help="Largest body, in MiB."
             ),
+            click.option(
+                "--finite",
+                is_flag=True,
+                help="Refuse NaN and infinities, in requests (400) and in answers (500).",
+            ),
         )
     ):
         function = option(function)
@@ -220,6 +225,7 @@ def _endpoint(registry: "Registry", version: "Version", options: dict[str, Any])
         tls=_tls(options["tls_cert"], options["tls_key"]),
         grpc_port=options["grpc_port"],
         console=options["console"],
+        finite_only=options["finite"],
         **observe_fields(options),
     )
 
@@ -254,5 +260,6 @@ def _facts(endpoint: "Endpoint") -> dict[str, Any]:
         "host": endpoint.host,
         "port": endpoint.port,
         "workers": endpoint.workers,
+        "finite_only": endpoint.finite_only,
         "generation": None if endpoint.generation is None else asdict(endpoint.generation),
     }
