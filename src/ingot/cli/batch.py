@@ -82,6 +82,7 @@ def command(
       ingot batch digits@prod scans/ labels.jsonl --max-errors 100
     """
     from ingot.core.progress import progress_bar
+    from ingot.core.units import show_number
     from ingot.serve.batch.run import run_batch
 
     model, version = _find(target, tokenizer)
@@ -96,10 +97,11 @@ def command(
     if as_json:
         print_json(found.to_json())
         return
-    counts = f"{found.answered:,} of {found.rows:,} rows"
+    counts = f"{found.answered:,} of {show_number(found.rows, 'row')}"
     say(f"{counts} answered in {found.seconds:.1f} s: {found.output}")
     if found.resumed:
-        say(f"{found.resumed} of {found.parts} parts were finished before")
+        parts = show_number(found.parts, "part")
+        say(f"finished before: {found.resumed} of {parts}")
     if found.error_file is not None:
         were = "row was" if found.errors == 1 else "rows were"
         say(f"{found.errors:,} {were} refused: {found.error_file}")
@@ -136,6 +138,7 @@ def _batch(
 
 
 def _print_plan(batch: "Batch", *, as_json: bool) -> None:
+    from ingot.core.units import show_number
     from ingot.serve.batch.plan import plan_batch
     from ingot.serve.batch.run import finished_parts
 
@@ -146,5 +149,7 @@ def _print_plan(batch: "Batch", *, as_json: bool) -> None:
         print_json(plan.facts | facts)
         return
     columns = "; ".join(f"{k} from {', '.join(v)}" for k, v in plan.work.roles.columns.items())
-    say(f"about {plan.scan.rows:,} rows of {len(plan.scan.files)} file(s): {columns}")
-    say(f"{plan.processes} process(es) of {plan.work.config.label}, {done} part(s) finished")
+    rows, files = show_number(plan.scan.rows, "row"), show_number(len(plan.scan.files), "file")
+    say(f"about {rows} of {files}: {columns}")
+    processes = show_number(plan.processes, "process", plural="processes")
+    say(f"{processes} of {plan.work.config.label}, {show_number(done, 'part')} finished")
