@@ -326,7 +326,7 @@ class InferRoute:
         if size > self._limit:
             raise RequestError(
                 f"A body must be at most {self._limit:,} bytes; got {size:,}. Send fewer examples "
-                "per request, or raise Endpoint.max_body_bytes.",
+                "per request, or raise the limit (--max-body-mb).",
                 status=413,
             )
 
