@@ -53,7 +53,7 @@ def test_a_released_version_answers_a_folder_of_images(run, tiny, images):
     assert (done["answered"], done["parts"], done["resumed"]) == (20, 3, 0)
     assert [row["file"] for row in rows] == [f"{i:02}.png" for i in range(20)]
     assert (manifest["version"]["name"], manifest["version"]["number"]) == ("tiny", 1)
-    assert "3 of 3 parts were finished before" in again.err
+    assert "finished before: 3 of 3 parts" in again.err
 
 
 def test_a_model_without_a_version_answers_too(run, files, images):

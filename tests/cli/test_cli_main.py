@@ -46,6 +46,14 @@ def test_an_error_is_one_message_without_a_traceback(run, tmp_path):
     assert "Traceback" not in done.err
 
 
+@pytest.mark.parametrize("words", [("nope",), ("keys", "create"), ("serve", "--prot", "x")])
+def test_misuse_with_json_is_json_on_stderr_too(run, words):
+    done = run(*words, "--json")
+
+    assert (done.code, done.out) == (2, "")
+    assert json.loads(done.err)["error"]
+
+
 def test_an_error_with_json_is_json_on_stderr(run, tmp_path):
     done = run("inspect", tmp_path / "nothing.onnx", "--json")
 

@@ -75,6 +75,13 @@ def test_serve_dry_run_checks_and_stops(run, released):
     assert found["host"] == "127.0.0.1"
 
 
+def test_serve_asks_for_finite_numbers_where_it_is_told_to(run, released):
+    words = ("serve", "tiny@prod", "--dry-run", "--json")
+
+    assert run(*words, "--finite").json["finite_only"]
+    assert not run(*words).json["finite_only"]
+
+
 def test_serve_of_an_unknown_name_gets_the_nearest(run, released):
     done = run("serve", "tinny@prod")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 # A path of one machine, not of a URL or of a longer word.
 MACHINE_PATH = re.compile(r"(?<![\w./:~-])/(?:work|tmp|root|home)/[\w.-]")
+PYTHON_WORDS = re.compile(r"[.;,] (?:Pass|Give|Use|[Rr]un|Set|Ask for) \w[\w.]*[=(]")
 PRINTING_ROOMS = {"cli"}
 
 
@@ -53,6 +54,21 @@ def test_the_library_does_not_print():
             f"{path.relative_to(ROOT)}:{node.lineno}"
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+        ]
+
+    assert found == []
+
+
+def test_what_to_do_is_said_in_words_of_python_and_of_the_command_line_alike():
+    """`Pass x=...` helps nobody who typed a command: name the thing, then its option."""
+    found = []
+    for path in (ROOT / "src" / "ingot").rglob("*.py"):
+        found += [
+            f"{path.relative_to(ROOT)}:{node.lineno} {node.value[:80]}"
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and PYTHON_WORDS.search(node.value)
         ]
 
     assert found == []

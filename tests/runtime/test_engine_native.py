@@ -82,7 +82,7 @@ def test_a_token_that_the_table_does_not_have_is_refused(small, square):
 
 
 def test_float_weights_in_fp32_are_refused_with_what_to_do(encoder):
-    with pytest.raises(EngineError, match=r"precision='bf16', or apply .* quantize-weights"):
+    with pytest.raises(EngineError, match=r"precision bf16, or apply .* quantize-weights"):
         NativeEngine().open(encoder, ONE)
     assert NativeEngine().precisions(encoder) == ("bf16",)
 
@@ -99,7 +99,7 @@ def test_an_encoder_is_no_decoder(small):
 
 
 def test_bf16_of_integers_alone_is_refused(small):
-    with pytest.raises(EngineError, match=r"all are integers, .* Use precision='fp32'"):
+    with pytest.raises(EngineError, match=r"all are integers, .* Use precision fp32"):
         NativeEngine().open(small, BF16)
     assert NativeEngine().precisions(small) == ("fp32",)
 

@@ -307,7 +307,7 @@ def test_images_of_another_size_are_refused_unless_a_size_is_given(tmp_path):
 
 def test_images_of_other_channels_are_refused_before_anything_runs(tmp_path):
     write_images(tmp_path / "in", 1)
-    with pytest.raises(DataError, match=r"3 channel\(s\)"):
+    with pytest.raises(DataError, match="3 channels, NCHW"):
         answer(cases.image_model(tmp_path / "model"), tmp_path / "in")
 
 

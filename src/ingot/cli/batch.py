@@ -85,6 +85,7 @@ def command(
       ingot batch minilm@prod sentences/ embeddings --on ray --processes 8
     """
     from ingot.core.progress import progress_bar
+    from ingot.core.units import show_number
     from ingot.serve.batch.run import run_batch
 
     model, version = _find(target, tokenizer)
@@ -100,10 +101,11 @@ def command(
     if as_json:
         print_json(found.to_json())
         return
-    counts = f"{found.answered:,} of {found.rows:,} rows"
+    counts = f"{found.answered:,} of {show_number(found.rows, 'row')}"
     say(f"{counts} answered in {found.seconds:.1f} s: {found.output}")
     if found.resumed:
-        say(f"{found.resumed} of {found.parts} parts were finished before")
+        parts = show_number(found.parts, "part")
+        say(f"finished before: {found.resumed} of {parts}")
     if found.error_file is not None:
         were = "row was" if found.errors == 1 else "rows were"
         say(f"{found.errors:,} {were} refused: {found.error_file}")
@@ -140,6 +142,7 @@ def _batch(
 
 
 def _print_plan(batch: "Batch", *, as_json: bool) -> None:
+    from ingot.core.units import show_number
     from ingot.serve.batch.plan import plan_batch
     from ingot.serve.batch.run import finished_parts
 
@@ -150,5 +153,7 @@ def _print_plan(batch: "Batch", *, as_json: bool) -> None:
         print_json(plan.facts | facts)
         return
     columns = "; ".join(f"{k} from {', '.join(v)}" for k, v in plan.work.roles.columns.items())
-    say(f"about {plan.scan.rows:,} rows of {len(plan.scan.files)} file(s): {columns}")
-    say(f"{plan.processes} process(es) of {plan.work.config.label}, {done} part(s) finished")
+    rows, files = show_number(plan.scan.rows, "row"), show_number(len(plan.scan.files), "file")
+    say(f"about {rows} of {files}: {columns}")
+    processes = show_number(plan.processes, "process", plural="processes")
+    say(f"{processes} of {plan.work.config.label}, {show_number(done, 'part')} finished")

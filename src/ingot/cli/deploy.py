@@ -206,6 +206,7 @@ def _show_bundle(found: "Bundle", *, as_json: bool) -> None:
 @click.option("--max-batch", type=int, help="Join requests to calls of up to so many rows.")
 @click.option("--max-wait-ms", default=2.0, show_default=True, help="First waits for others.")
 @click.option("--no-repeat", is_flag=True, help="Never send a request again when its replica died.")
+@click.option("--finite", "finite_only", is_flag=True, help="Refuse NaN and infinities.")
 @click.option("--tls-cert", type=_FILE, help="Certificate chain (PEM); with --tls-key.")
 @click.option("--tls-key", type=_FILE, help="Its private key (PEM).")
 @click.option("--keys", is_flag=True, help="Ask for API keys; see: ingot keys.")

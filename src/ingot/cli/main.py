@@ -3,7 +3,7 @@
 import importlib
 import json
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -81,16 +81,22 @@ def ingot() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exit 0 when done, 1 when a claim or check failed, 2 on misuse."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    wants_json = "--json" in arguments
     try:
         result: Any = ingot.main(arguments, prog_name="ingot", standalone_mode=False)
     except click.ClickException as error:
+        if wants_json:
+            _fail(error.format_message(), MISUSE, wants_json=True)
         error.show()
         sys.exit(MISUSE)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted. Run the same command again to go on where it stopped.", err=True)
-        sys.exit(INTERRUPTED)
+        words = "Interrupted. Run the same command again to go on where it stopped."
+        _fail(words, INTERRUPTED, wants_json=wants_json)
     except IngotError as error:
-        wants_json = "--json" in arguments
-        click.echo(json.dumps({"error": str(error)}) if wants_json else f"Error: {error}", err=True)
-        sys.exit(MISUSE)
+        _fail(str(error) if wants_json else f"Error: {error}", MISUSE, wants_json=wants_json)
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _fail(words: str, code: int, *, wants_json: bool) -> NoReturn:
+    click.echo(json.dumps({"error": words}) if wants_json else words, err=True)
+    sys.exit(code)

@@ -28,91 +28,68 @@ _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 
 def _address_options(function: F) -> F:
-    for option in reversed(
-        (
-            click.option(
-                "--host",
-                default="127.0.0.1",
-                show_default=True,
-                help="Address; loopback unless given.",
-            ),
-            click.option(
-                "--port", default=8000, show_default=True, help="Port; 0 picks a free one."
-            ),
-            click.option(
-                "--grpc-port", type=int, help="Speak gRPC beside REST; 0 picks a free port."
-            ),
-            click.option(
-                "--log",
-                type=click.Path(path_type=Path),
-                help="Observation log; in the Ingot home by default.",
-            ),
-            click.option(
-                "--drain-s",
-                default=10.0,
-                show_default=True,
-                help="Seconds for requests in flight at the end.",
-            ),
-            click.option("--tls-cert", type=_FILE, help="Certificate chain (PEM); with --tls-key."),
-            click.option("--tls-key", type=_FILE, help="Its private key (PEM)."),
-            click.option("--console", is_flag=True, help="Web pages under /console."),
-            click.option("--keys", is_flag=True, help="Ask for API keys; see: ingot keys."),
-            click.option("--oidc-issuer", help="Take tokens of this identity provider."),
-            click.option("--oidc-audience", help="This service, as those tokens name it."),
-            click.option("--oidc-jwks", help="The provider's public keys: file or https address."),
-        )
-    ):
+    for option in reversed((
+        click.option(
+            "--host", default="127.0.0.1", show_default=True, help="Address; loopback unless given."
+        ),
+        click.option("--port", default=8000, show_default=True, help="Port; 0 picks a free one."),
+        click.option("--grpc-port", type=int, help="Speak gRPC beside REST; 0 picks a free port."),
+        click.option(
+            "--log", type=click.Path(path_type=Path),
+            help="Observation log; in the Ingot home by default.",
+        ),
+        click.option(
+            "--drain-s", default=10.0, show_default=True,
+            help="Seconds for requests in flight at the end.",
+        ),
+        click.option("--tls-cert", type=_FILE, help="Certificate chain (PEM); with --tls-key."),
+        click.option("--tls-key", type=_FILE, help="Its private key (PEM)."),
+        click.option("--console", is_flag=True, help="Web pages under /console."),
+        click.option("--keys", is_flag=True, help="Ask for API keys; see: ingot keys."),
+        click.option("--oidc-issuer", help="Take tokens of this identity provider."),
+        click.option("--oidc-audience", help="This service, as those tokens name it."),
+        click.option("--oidc-jwks", help="The provider's public keys: file or https address."),
+    )):  # fmt: skip
         function = option(function)
     return function
 
 
 def _work_options(function: F) -> F:
-    for option in reversed(
-        (
-            click.option(
-                "--workers",
-                default=0,
-                show_default=True,
-                help="Processes per model; 0 runs it in the server's own.",
-            ),
-            click.option(
-                "--no-repeat", is_flag=True, help="Never send a request again when its worker died."
-            ),
-            click.option(
-                "--max-batch", type=int, help="Join requests to calls of up to so many rows."
-            ),
-            click.option(
-                "--max-wait-ms",
-                default=2.0,
-                show_default=True,
-                help="What the first of them waits for others.",
-            ),
-            click.option(
-                "--timeout-s", default=60.0, show_default=True, help="Seconds to answer a request."
-            ),
-            click.option(
-                "--load-timeout-s",
-                default=300.0,
-                show_default=True,
-                help="Seconds for a worker or instance to load the model.",
-            ),
-            click.option(
-                "--max-waiting",
-                default=512,
-                show_default=True,
-                help="Requests that may wait; more get 429.",
-            ),
-            click.option(
-                "--max-body-mb", default=64, show_default=True, help="Largest body, in MiB."
-            ),
-            click.option(
-                "--max-in-flight-mb",
-                type=int,
-                help="Bodies of all requests at a time, in MiB; more get 503. An eighth of the"
-                " memory if not given.",
-            ),
-        )
-    ):
+    for option in reversed((
+        click.option(
+            "--workers", default=0, show_default=True,
+            help="Processes per model; 0 runs it in the server's own.",
+        ),
+        click.option(
+            "--no-repeat", is_flag=True, help="Never send a request again when its worker died."
+        ),
+        click.option("--max-batch", type=int, help="Join requests to calls of up to so many rows."),
+        click.option(
+            "--max-wait-ms", default=2.0, show_default=True,
+            help="What the first of them waits for others.",
+        ),
+        click.option(
+            "--timeout-s", default=60.0, show_default=True, help="Seconds to answer a request."
+        ),
+        click.option(
+            "--load-timeout-s", default=300.0, show_default=True,
+            help="Seconds for a worker or instance to load the model.",
+        ),
+        click.option(
+            "--max-waiting", default=512, show_default=True,
+            help="Requests that may wait; more get 429.",
+        ),
+        click.option("--max-body-mb", default=64, show_default=True, help="Largest body, in MiB."),
+        click.option(
+            "--max-in-flight-mb", type=int,
+            help="Bodies of all requests at a time, in MiB; more get 503. An eighth of the memory "
+            "if not given.",
+        ),
+        click.option(
+            "--finite", is_flag=True,
+            help="Refuse NaN and infinities, in requests (400) and in answers (500).",
+        ),
+    )):  # fmt: skip
         function = option(function)
     return function
 
@@ -239,6 +216,7 @@ def _endpoint(registry: "Registry", version: "Version", options: dict[str, Any])
         tls=tls_files(options["tls_cert"], options["tls_key"]),
         grpc_port=options["grpc_port"],
         console=options["console"],
+        finite_only=options["finite"],
         **observe_fields(options),
     )
 
@@ -274,5 +252,6 @@ def _facts(endpoint: "Endpoint") -> dict[str, Any]:
         "host": endpoint.host,
         "port": endpoint.port,
         "workers": endpoint.workers,
+        "finite_only": endpoint.finite_only,
         "generation": None if endpoint.generation is None else asdict(endpoint.generation),
     }

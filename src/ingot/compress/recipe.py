@@ -171,7 +171,7 @@ class Recipe:
         if data is None and reading is not None:
             raise RecipeError(
                 f"{_label(reading)} must be given data: it reads {sorted(reading.needs)}; got "
-                "none. Pass data made by load_data() or make_data()."
+                "none. Give it data (--data)."
             )
 
     def _check_order(self, model: Model, factory: Factory | None) -> None:

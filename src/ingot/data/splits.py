@@ -174,12 +174,12 @@ def _check_targets(name: str, split: Split, task: Task, classes: int) -> Array |
             return None
         raise DataError(
             f"Split {name!r} must have targets for {task.value}; got none. "
-            "Add them, or use task='none' to measure agreement with the baseline only."
+            "Add them, or use the task none (--task) to measure agreement with the baseline only."
         )
     if task is Task.NONE:
         raise DataError(
             f"Split {name!r} must have no targets for task 'none'; got some. "
-            "Say what they mean: task='classification', 'regression' or 'similarity'."
+            "Say what they mean (--task): classification, regression or similarity."
         )
     if targets.ndim == 0 or len(targets) != len(split):
         raise DataError(
@@ -203,7 +203,8 @@ def _check_labels(name: str, targets: Array, classes: int) -> Array:
     if targets.dtype.kind not in "iub" or targets.ndim != 1:
         raise DataError(
             f"Labels of split {name!r} must be one integer per example; got {targets.dtype} "
-            f"{targets.shape}. Convert them with labels.astype('int64'), or set task='regression'."
+            f"{targets.shape}. Convert them with labels.astype('int64'), or make the "
+            "task regression (--task)."
         )
     bad = np.flatnonzero((targets < 0) | ((targets >= classes) if classes else False))
     if len(bad):
@@ -273,7 +274,7 @@ def _refuse_shared(splits: Mapping[str, Split], hashes: Mapping[str, list[bytes]
         raise DataError(
             f"Splits must not share examples; got {len(shared)} duplicate(s): "
             f"{'; '.join(shared[:SHOWN])}{'; ...' if len(shared) > SHOWN else ''}. Remove them, "
-            "split the whole with split_data, or pass allow_duplicates=True and answer for it."
+            "split the whole with split_data, or allow them (allow_duplicates) and answer for it."
         )
 
 

@@ -96,7 +96,7 @@ def _features(table: Table, names: Sequence[str], path: Path) -> Array:
         except ValueError as error:
             raise DataError(
                 f"Column {name!r} of {path.name!r} must be numbers: {error}. Choose the columns: "
-                "columns={'text': 'sentence', 'target': 'label'} or {'x': 'age,income'}."
+                "text=sentence and target=label, or x=age,income (--column)."
             ) from error
     return np.stack(columns, axis=1)
 

@@ -60,7 +60,7 @@ def open_tokenizer(reading: Reading) -> Any:  # tokenizers.Tokenizer has no type
     path, max_length = reading.tokenizer, reading.max_length
     if path is None:
         raise DataError(
-            "Texts must come with a tokenizer; got none. Pass tokenizer=Path('tokenizer.json'), "
+            "Texts must come with a tokenizer; got none. Give its tokenizer.json (--tokenizer), "
             "or write tokenizer = 'tokenizer.json' in data.toml."
         )
     if max_length < 1:

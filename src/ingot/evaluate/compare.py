@@ -239,6 +239,6 @@ def _check_measured(claims: Sequence[Claim], *, timed: bool) -> None:
     for claim in claims:
         if claim.metric == "throughput" or ("latency" in claim.metric and not timed):
             raise ClaimError(
-                f"{claim.text!r} must be about something compare() measures; got a comparison "
+                f"{claim.text!r} must be about something compare measures; got a comparison "
                 f"without {claim.metric}. Claim latency and leave measure_speed on."
             )

@@ -200,11 +200,11 @@ def read_evidence(path: Path) -> Evidence:
         )
     except FileNotFoundError as error:
         raise EvidenceError(
-            f"Evidence must be a file; {file.name!r} is not there. Run compare() first."
+            f"Evidence must be a file; {file.name!r} is not there. Run compare first."
         ) from error
     except (ValueError, RecursionError) as error:
         raise EvidenceError(
-            f"Evidence must be JSON with finite numbers; got {error}. Run compare() again."
+            f"Evidence must be JSON with finite numbers; got {error}. Run compare again."
         ) from error
     return evidence_from_statement(value)
 
@@ -348,7 +348,7 @@ def _fields(value: Any, names: set[str], what: str) -> dict[str, Any]:  # parsed
 
 
 def _broken(problem: str) -> EvidenceError:
-    return EvidenceError(f"Evidence does not read: {problem}. Run compare() again.")
+    return EvidenceError(f"Evidence does not read: {problem}. Run compare again.")
 
 
 def _refuse_constant(name: str) -> float:

@@ -79,5 +79,5 @@ def _decode(text: str) -> bytes:
 def _message(got: str) -> str:
     return (
         "A checkpoint must hold an origin line, a decimal size and the base64 of a 32-byte root; "
-        f"got {got}. Use the text as Ledger.checkpoint() gave it."
+        f"got {got}. Use the text as the ledger gave it."
     )

@@ -146,7 +146,7 @@ class Ledger(Closing):
         except sqlite3.IntegrityError as error:
             raise LedgerError(
                 f"Entry {index} must be the next one; the file already holds a part of it. The "
-                "file was changed: run Ledger.verify() and restore it from a copy."
+                "file was changed: verify the ledger and restore it from a copy."
             ) from error
         return _entry(data)
 
@@ -161,7 +161,7 @@ class Ledger(Closing):
         if row is None:
             raise LedgerError(
                 f"An entry index must be from 0 and below {self.head().size}; got {index}. "
-                "List the entries with Ledger.entries()."
+                "List the entries."
             )
         return _entry(row[0])
 
@@ -220,7 +220,7 @@ class Ledger(Closing):
         if row is None:
             raise LedgerError(
                 f"The ledger must keep subtree {level}/{position}; it is not there. The file was "
-                "changed: run Ledger.verify() and restore it from a copy."
+                "changed: verify the ledger and restore it from a copy."
             )
         return bytes(row[0])
 
@@ -249,5 +249,5 @@ def _entry(data: bytes) -> Entry:
     except (ValueError, KeyError, TypeError) as error:
         raise LedgerError(
             f"An entry must be JSON with index, time, kind and body; got {bytes(data)[:40]!r}. "
-            "The file was changed: run Ledger.verify() and restore it from a copy."
+            "The file was changed: verify the ledger and restore it from a copy."
         ) from error

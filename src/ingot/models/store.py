@@ -104,7 +104,7 @@ def open_model(path: Path, *, name: str | None = None, verify: bool = True) -> M
     if missing:
         raise ModelError(
             f"A model folder must hold {', '.join(missing)}; {path} does not. "
-            "Load an ONNX file or a torch factory with load_model() to make one."
+            "Load an ONNX file or a torch factory to make one."
         )
     named = len(path.name) == 64 and all(c in "0123456789abcdef" for c in path.name)
     digest = folder_digest(path) if verify or not named else f"sha256:{path.name}"

@@ -164,7 +164,7 @@ def example_from_factory(label: str) -> dict[str, Array]:
     give = getattr(module, "example_inputs", None)
     if not callable(give):
         raise ModelError(
-            f"Exporting {label} needs example inputs; got none. Pass example={{'name': array}}, or "
+            f"Exporting {label} needs example inputs; got none. Give some by name (--example), or "
             f"define example_inputs() in {module.__name__}."
         )
     found = give()
@@ -196,5 +196,7 @@ def export_module(
     """
     need("onnxscript", extra="compress", what="Exporting a torch network")
     if not example:
-        raise ModelError("Exporting needs at least one example input; got none. Pass example=.")
+        raise ModelError(
+            "Exporting needs at least one example input; got none. Give one (--example)."
+        )
     return export(module.eval(), example, dynamic=dynamic)

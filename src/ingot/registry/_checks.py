@@ -26,17 +26,17 @@ def check_evidence(model: Model, evidence: Evidence | None) -> None:
     if evidence is None:
         raise EvidenceError(
             "A release must come with evidence; got None. "
-            "Run compare() on the model you are releasing."
+            "Run compare on the model you are releasing."
         )
     if evidence.model != model.digest:
         raise EvidenceError(
             f"Evidence is for model {short(evidence.model)} but the version holds "
-            f"{short(model.digest)}. Run compare() on the model you are releasing."
+            f"{short(model.digest)}. Run compare on the model you are releasing."
         )
     if not evidence.verdicts:
         raise EvidenceError(
             "Evidence for a release must decide at least one claim; got none. "
-            'Run compare() with a claim, e.g. "accuracy drop <= 0.01".'
+            'Run compare with a claim, e.g. "accuracy drop <= 0.01".'
         )
     failed = [verdict.claim for verdict in evidence.verdicts if not verdict.passed]
     if failed:
@@ -51,7 +51,7 @@ def check_evidence(model: Model, evidence: Evidence | None) -> None:
                 f"Verdicts must follow from the comparisons of the evidence; {stated.claim!r} is "
                 f"stated to hold at {stated.bound:.6g}, but {follows.bound:.6g} follows"
                 f"{'' if follows.passed else ', which breaks the claim'}. The evidence was edited: "
-                "run compare() again."
+                "run compare again."
             )
 
 
@@ -61,5 +61,5 @@ def _judge_again(evidence: Evidence) -> tuple[Verdict, ...]:
     except ClaimError as error:
         raise EvidenceError(
             f"Every claim of the evidence must be about something it measured; {error} "
-            "The evidence was edited: run compare() again."
+            "The evidence was edited: run compare again."
         ) from error

@@ -63,7 +63,7 @@ def check_config(
     if config.precision == "bf16" and not (widens_bf16 or has_bf16()):
         raise EngineError(
             f"bf16 must be supported by the CPU to run in {engine}; this one has none of "
-            "avx512_bf16, amx_bf16 and bf16. Use precision='fp32'."
+            "avx512_bf16, amx_bf16 and bf16. Use precision fp32."
         )
     threads = thread_count(config.threads)
     if not 1 <= config.streams <= threads:

@@ -58,7 +58,7 @@ def _shape(spec: TensorSpec, batch: int, sequence: int | None) -> tuple[int, ...
         if isinstance(size, str) and wanted is None:
             raise EngineError(
                 f"Input {spec.name!r} has a dynamic axis {size!r}, so a sequence length must be "
-                "given; got none. Pass sequence=128, say."
+                "given; got none. Give one, 128 say (--shape 1x128)."
             )
         if axis == 0 and isinstance(size, int) and size != batch:
             raise EngineError(

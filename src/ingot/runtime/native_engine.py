@@ -261,12 +261,12 @@ def _fitting(model: Model, precision: Precision) -> "Recognized":
     if floats and precision == "fp32":
         raise EngineError(
             f"native must get weights of integers to run in fp32; got {len(floats)} in float, "
-            f"{floats[0]!r} first. Ask for precision='bf16', or apply the method quantize-weights."
+            f"{floats[0]!r} first. Ask for precision bf16, or apply the method quantize-weights."
         )
     if not floats and precision == "bf16":
         raise EngineError(
             "native must get weights in float to run in bf16; all are integers, which stay as they "
-            "are. Use precision='fp32'."
+            "are. Use precision fp32."
         )
     return found
 

@@ -74,7 +74,10 @@ def _open_copies(
             f"{endpoint.version.label} is batched, dealt requests and a shadow. Serve it without "
             "batching, or without workers."
         )
-    watched = Watched(endpoint.version, endpoint.model.signature, found[0], endpoint.timeout_s)
+    watched = Watched(
+        endpoint.version, endpoint.model.signature, found[0],
+        endpoint.timeout_s, endpoint.finite_only,
+    )  # fmt: skip
     return Copies(plan.shadow, watched, None if log is None else log.record)
 
 

@@ -181,6 +181,8 @@ class Endpoint:
         beside: More versions at the same address; what is about the address is taken from this one.
         log_rules: What the observation log keeps; everything, for ever, if not given.
         tracing: Where traces go; None makes none.
+        finite_only: Whether requests that hold NaN or an infinity are refused with 400, and
+            answers that do with 500; a signature cannot say that a model has no use for them.
     """
 
     version: Version
@@ -208,6 +210,7 @@ class Endpoint:
     beside: tuple["Endpoint", ...] = ()
     log_rules: LogRules | None = None
     tracing: Tracing | None = None
+    finite_only: bool = False
 
     @property
     def digest(self) -> str:

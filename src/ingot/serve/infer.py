@@ -132,7 +132,7 @@ class InferRoute:
         self._version, self._signature = endpoint.version, endpoint.model.signature
         self._versions = versions
         self._limit, self._timeout_s = endpoint.max_body_bytes, endpoint.timeout_s
-        self._most = endpoint.max_waiting
+        self._most, self._finite_only = endpoint.max_waiting, endpoint.finite_only
         self._session, self._state, self._clock = served.session, served.state, clock
         self._metrics, self._log, self._gate, self._limits = metrics, log, gate, limits
         self._read = _READ if gate is None else _READ | {b"authorization"}
@@ -264,8 +264,7 @@ class InferRoute:
 
     def _infer(self, call: _Call, body: bytes) -> bytes:
         assert self._session is not None
-        length = call.headers.get(LENGTH_HEADER)
-        inference = decode_request(body, self._signature, length=length)
+        inference = self._decode(call, body)
         try:
             outputs = self._session.run(inference.feeds)
         except EngineError as error:
@@ -273,7 +272,8 @@ class InferRoute:
         return self._encode(call, outputs, inference)
 
     def _decode(self, call: _Call, body: bytes) -> Inference:
-        return decode_request(body, self._signature, length=call.headers.get(LENGTH_HEADER))
+        length = call.headers.get(LENGTH_HEADER)
+        return decode_request(body, self._signature, length=length, finite_only=self._finite_only)
 
     def _encode(self, call: _Call, outputs: Mapping[str, Array], inference: Inference) -> bytes:
         model, number = self._version.name, self._number
@@ -344,7 +344,7 @@ class InferRoute:
         if size > self._limit:
             raise RequestError(
                 f"A body must be at most {self._limit:,} bytes; got {size:,}. Send fewer examples "
-                "per request, or raise Endpoint.max_body_bytes.",
+                "per request, or raise the limit (--max-body-mb).",
                 status=413,
             )
         if size > max(call.held, SMALL_BYTES):

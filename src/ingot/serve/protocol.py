@@ -20,6 +20,7 @@ from ingot.data.data import Array
 from ingot.models.model import Signature, TensorSpec
 from ingot.serve.binary import SIZE, Tail, split_body, wants_bytes
 from ingot.serve.datatypes import NUMPY_OF, kind_of, to_bytes, wire_name
+from ingot.serve.finite import need_finite_inputs, need_finite_outputs
 from ingot.serve.problems import RequestError
 
 _NESTED = re.compile(rb"\s*\[\s*\[")
@@ -91,19 +92,23 @@ class Inference:
         outputs: Names of the outputs to answer with, in the caller's order.
         id: The caller's id, echoed in the answer.
         as_bytes: Those of the outputs that are asked for as bytes.
+        finite_only: Whether its answer must be finite, as its inputs are.
     """
 
     feeds: Mapping[str, Array]
     outputs: tuple[str, ...]
     id: str | None = None
     as_bytes: frozenset[str] = frozenset()
+    finite_only: bool = False
 
 
 _REQUEST = msgspec.json.Decoder(InferRequest)
 _ENCODER = msgspec.json.Encoder()
 
 
-def decode_request(body: bytes, signature: Signature, *, length: str | None = None) -> Inference:
+def decode_request(
+    body: bytes, signature: Signature, *, length: str | None = None, finite_only: bool = False
+) -> Inference:
     """Read a request body and check it against a signature.
 
     Args:
@@ -111,6 +116,7 @@ def decode_request(body: bytes, signature: Signature, *, length: str | None = No
             many bytes of JSON and then tensors as bytes.
         signature: What the model takes and gives.
         length: Header `Inference-Header-Content-Length`, if the request has it.
+        finite_only: Refuse NaN and infinities, in the request and in its answer.
 
     Raises:
         RequestError: Not JSON, not a request, or tensors that do not fit (status 400).
@@ -126,6 +132,8 @@ def decode_request(body: bytes, signature: Signature, *, length: str | None = No
     feeds = _feeds(request.inputs, signature.inputs, tail)
     if tail is not None:
         tail.end()
+    if finite_only:
+        need_finite_inputs(feeds)
     known = tuple(spec.name for spec in signature.outputs)
     asked = request.outputs or ()
     wanted = tuple(output.name for output in asked) or known
@@ -133,10 +141,10 @@ def decode_request(body: bytes, signature: Signature, *, length: str | None = No
         if name not in known:
             raise RequestError(f"No output is named {name!r}. {suggest(name, known)}")
     if not asked and not request.parameters:
-        return Inference(feeds, wanted, request.id)
+        return Inference(feeds, wanted, request.id, finite_only=finite_only)
     own = {output.name: output.parameters for output in asked}
     as_bytes = {name for name in wanted if wants_bytes(own.get(name, {}), request.parameters)}
-    return Inference(feeds, wanted, request.id, frozenset(as_bytes))
+    return Inference(feeds, wanted, request.id, frozenset(as_bytes), finite_only)
 
 
 def encode_response(
@@ -154,8 +162,11 @@ def encode_response(
         version: Its version number.
 
     Raises:
-        RequestError: An output has a type that JSON cannot carry (status 500).
+        RequestError: An output has a type that JSON cannot carry, or is not finite where the
+            request asks for that (status 500).
     """
+    if inference.finite_only:
+        need_finite_outputs(outputs, inference.outputs)
     tensors = [_tensor(name, outputs[name]) for name in inference.outputs]
     return _ENCODER.encode(InferResponse(model, version, tensors, inference.id))
 
@@ -175,8 +186,10 @@ def encode_binary_response(
         The body, and how many bytes of it are JSON.
 
     Raises:
-        RequestError: An output has a type that the protocol cannot carry (status 500).
+        RequestError: As `encode_response`.
     """
+    if inference.finite_only:
+        need_finite_outputs(outputs, inference.outputs)
     tensors: list[OutputTensor | BinaryTensor] = []
     tail: list[bytes] = []
     for name in inference.outputs:

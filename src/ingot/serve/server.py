@@ -148,4 +148,9 @@ def check_endpoints(endpoints: Sequence[Endpoint]) -> None:
 def _check_generation(endpoint: Endpoint) -> None:
     from ingot.serve.generation.writer import check_generation
 
+    if endpoint.finite_only:
+        raise ServeError(
+            "Only a model that takes numbers can be asked for finite ones; "
+            f"{endpoint.version.label} writes texts. Leave --finite (finite_only) out."
+        )
     check_generation(endpoint)

@@ -48,7 +48,7 @@ def open_decoding(
         raise EngineError(f"cache_bits must be 8 or 32; got {cache_bits}. Use 32 for exactness.")
     room = {"cache_tokens": cache_tokens, "cache_bits": cache_bits}
     wanted = config or EngineConfig(NativeEngine.name, threads=threads)
-    why = f"{wanted.engine} was asked for, and it keeps no keys and values"
+    why = f"{wanted.engine} keeps no keys and values"
     if wanted.engine == NativeEngine.name:
         try:
             return open_native(model, wanted, **room)

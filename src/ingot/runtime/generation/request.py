@@ -128,7 +128,7 @@ def _tokens_of(prompt: Prompt, tokenizer: Tokenizer | None) -> list[int]:
     if tokenizer is None:
         raise DataError(
             "A prompt that is text must come with a tokenizer; the model carries none. Give token "
-            "ids, or load the model with tokenizer=Path('tokenizer.json')."
+            "ids (--tokens), or load the model with its tokenizer.json (--tokenizer)."
         )
     return tokenizer.encode(prompt)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from ingot.core.errors import DataError
 from ingot.core.names import suggest
+from ingot.core.units import show_number
 from ingot.data.data import Array
 from ingot.data.images import read_pixels
 from ingot.data.pixels import ImageSpec, to_tensor
@@ -16,12 +17,22 @@ from ingot.data.reading import Reading
 from ingot.data.tables import TARGETS
 from ingot.data.texts import encode_texts, open_tokenizer
 from ingot.models.feeds import feeds_for
-from ingot.models.model import Signature
+from ingot.models.model import Signature, TensorSpec
 from ingot.serve.batch.rows import FILE
 
 IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
 TEXT_ROLES = ("text", "text_b")
 Record = Mapping[str, Any]  # Any: a row holds whatever its file holds
+
+
+class Misfit(str):
+    """Why a row cannot run that is due to its columns, not to what they hold: type or shape."""
+
+    __slots__ = ()
+
+
+class MisfitError(DataError):
+    """Columns of another type or shape than the model takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +146,9 @@ def _check_images(signature: Signature, image: ImageSpec) -> None:
     channels = spec.shape[1 if image.layout == "NCHW" else -1] if len(spec.shape) == 4 else 0
     takes = ", ".join(f"{spec.name} {spec.shape}" for spec in signature.inputs)
     if len(signature.inputs) != 1 or (isinstance(channels, int) and channels != image.channels):
+        wanted = show_number(image.channels, "channel")
         raise DataError(
-            f"Images must be fed to a model with one input of {image.channels} channel(s), "
+            f"Images must be fed to a model with one input of {wanted}, "
             f"{image.layout}; this one takes {takes}. "
             "Say how pixels become its tensor: [image] in data.toml."
         )
@@ -186,6 +198,9 @@ class Feeder:
         for index, record in enumerate(records):
             try:
                 feeds = self._one(record)
+            except MisfitError as error:
+                refused[index] = Misfit(error)
+                continue
             except (DataError, OSError, ValueError, TypeError, OverflowError) as error:
                 refused[index] = str(error)
                 continue
@@ -198,7 +213,15 @@ class Feeder:
             return self._numbers([record])
         name = record[FILE]
         pixels = read_pixels(name, (self._root / name).read_bytes(), self._image)
-        return feeds_for(self._signature, {"*": to_tensor(pixels[None], self._image)})
+        return self._fed({self._signature.inputs[0].name: to_tensor(pixels[None], self._image)})
+
+    def _fed(self, arrays: dict[str, Array]) -> dict[str, Array]:
+        try:
+            return feeds_for(self._signature, arrays)
+        except DataError as error:
+            if all(_has_shape(arrays[spec.name], spec) for spec in self._signature.inputs):
+                raise
+            raise MisfitError(str(error)) from error
 
     def _numbers(self, records: Sequence[Record]) -> dict[str, Array]:
         arrays = {}
@@ -207,7 +230,7 @@ class Feeder:
             values = [_values(record, columns) for record in records]
             arrays[spec.name] = _array(values, columns, np.dtype(spec.dtype).kind, len(spec.shape))
         with np.errstate(over="ignore"):  # what overflows is infinite, and refused below
-            feeds = feeds_for(self._signature, arrays)
+            feeds = self._fed(arrays)
         for name, array in feeds.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise DataError(f"Input {name!r} must be finite; got NaN or Inf")
@@ -234,6 +257,11 @@ class Feeder:
         return [Group(kept, feeds_for(self._signature, feeds))], refused
 
 
+def _has_shape(array: Array, spec: TensorSpec) -> bool:
+    sizes = zip(array.shape[1:], spec.shape[1:], strict=False)
+    return array.ndim == len(spec.shape) and all(isinstance(w, str) or g == w for g, w in sizes)
+
+
 def _with_free_rows(signature: Signature) -> Signature:
     inputs = (
         replace(spec, shape=("rows", *spec.shape[1:])) if spec.shape else spec
@@ -246,7 +274,8 @@ def _no_text(record: Record, columns: Sequence[str]) -> str:
     for name in columns:
         value = record.get(name)
         if not isinstance(value, str):
-            return f"column {name!r} must be text; got {type(value).__name__}"
+            why = f"column {name!r} must be text; got {type(value).__name__}"
+            return why if value is None else Misfit(why)
         if not value:
             return f"column {name!r} must have at least one character; got none"
     return ""
@@ -266,9 +295,9 @@ def _array(values: Sequence[Any], columns: Sequence[str], kind: str, rank: int) 
         if array.dtype.kind == "U":  # a table of text: numbers are parsed
             array = array.astype(np.int64 if kind in "iu" else np.float64)
     except ValueError as error:
-        raise DataError(f"{what} must be numbers of one shape: {error}") from error
+        raise MisfitError(f"{what} must be numbers of one shape: {error}") from error
     if array.dtype.kind not in "biuf":
-        raise DataError(f"{what} must be numbers; got {array.dtype}")
+        raise MisfitError(f"{what} must be numbers; got {array.dtype}")
     return array[:, None] if array.ndim == 1 and rank == 2 else array
 
 

@@ -106,6 +106,13 @@ class Places:
         self.errors.unlink(missing_ok=True)
         self.manifest.unlink(missing_ok=True)  # last: without it the rest would be a stranger's
 
+    def vanish(self) -> None:
+        """Leave nothing behind, not even a folder; while it is locked."""
+        self.forget()
+        shutil.rmtree(self.work, ignore_errors=True)
+        if self.parts == self.target and not any(self.target.iterdir()):
+            self.target.rmdir()
+
     def finished(self, index: int, path: Path) -> Done | None:
         """Return the record of a part that is whole on disk, or None."""
         found = Journal(self.work).read(f"part-{index:06d}")

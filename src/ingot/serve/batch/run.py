@@ -12,9 +12,11 @@ from ingot.core.digest import Json, digest_json
 from ingot.core.errors import DataError, IngotError, ServeError
 from ingot.core.files import digest_file, need_room, written_whole
 from ingot.core.progress import SILENT, Progress
+from ingot.core.units import show_number
 from ingot.runtime.machine import describe_machine
 from ingot.search.journal import Journal
 from ingot.serve.batch.batch import Batch, BatchSummary
+from ingot.serve.batch.feeding import MisfitError
 from ingot.serve.batch.folder import Places, changes, write_manifest
 from ingot.serve.batch.parts import Waiting
 from ingot.serve.batch.plan import Plan, plan_batch, stamps_of
@@ -128,6 +130,10 @@ def _answer(plan: Plan, progress: Progress) -> _Tally:
             plan.places.finish(done)
             tally.add(done)
             progress.step("answering rows", tally.rows, max(total, tally.rows))
+    except MisfitError:
+        if not tally.resumed and tally.rows == tally.errors:  # nothing is worth keeping
+            plan.places.vanish()
+        raise
     except IngotError as error:
         if type(error) is IngotError:  # the disk is full, which is all that the base itself says
             raise IngotError(f"{error} Finished parts stay: run the command again.") from error
@@ -178,10 +184,10 @@ def _too_many(plan: Plan, tally: _Tally) -> DataError:
     _join_errors(plan, tally)
     first = [why for index in sorted(tally.bad) for why in tally.bad[index]][:SHOWN]
     return DataError(
-        f"At most {plan.batch.max_errors} row(s) may be refused; got {tally.errors}: "
+        f"At most {show_number(plan.batch.max_errors, 'row')} may be refused; got {tally.errors}: "
         f"{'; '.join(first)}. All are in {plan.places.errors.name!r}. Raise --max-errors to go on "
-        f"without them ({tally.parts} finished part(s) are kept), or repair the input and begin "
-        "again with --fresh."
+        f"without them ({show_number(tally.parts, 'finished part')} kept), or repair the input and "
+        "begin again with --fresh."
     )
 
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from ingot.core.digest import digest_bytes
 from ingot.core.errors import EngineError
 from ingot.core.files import write_atomic
+from ingot.core.units import show_number
 from ingot.data.data import Array
 from ingot.data.reading import Reading
 from ingot.models.feeds import fixed_rows
@@ -20,7 +21,7 @@ from ingot.runtime.buckets import run_rows
 from ingot.runtime.engine import EngineConfig, Session
 from ingot.runtime.engines import open_session
 from ingot.serve.batch.answers import ROW, Table
-from ingot.serve.batch.feeding import MASK, Feeder, Group, Roles
+from ingot.serve.batch.feeding import MASK, Feeder, Group, Misfit, MisfitError, Roles
 from ingot.serve.batch.rows import Row, Source
 
 SHOWN = 3  # refused rows of a part that a message quotes
@@ -129,6 +130,7 @@ class Worker:
         """Answer the rows of a part and write it, with the rows that were refused beside it.
 
         Raises:
+            MisfitError: No row of the first part has columns that the model could take.
             IngotError: The disk is full, or the engine fails on rows that it takes one by one.
         """
         started = time.perf_counter()
@@ -141,6 +143,8 @@ class Worker:
                 found, bad = self._run(group)
                 refused |= {window[place]: why for place, why in bad.items()}
                 answers |= {window[place]: row for place, row in found.items()}
+        if part.index == 0:
+            _need_fit(part, refused)
         order = sorted(answers)
         numbers = {ROW: [part.rows[i].number for i in order]}
         keys = numbers if work.numbered else _keys([part.rows[i] for i in order], work.table)
@@ -199,6 +203,16 @@ class Worker:
                 cut = value[place, : lengths[place]] if is_sequence else value[place]  # type: ignore[index] # not None where is_sequence
                 answers[row][spec.name] = np.asarray(cut)
         return answers
+
+
+def _need_fit(part: Part, refused: Mapping[int, str]) -> None:
+    """Refuse columns that no row of a part fits with: more rows would say the same."""
+    if len(refused) == len(part.rows) and all(isinstance(w, Misfit) for w in refused.values()):
+        raise MisfitError(
+            f"The columns must fit the model; none of the first {show_number(len(refused), 'row')} "
+            f"does: {refused[0].rstrip('.')}. Name others (--column), or ask another model; "
+            "nothing was kept."
+        )
 
 
 def _some(group: Group, places: Sequence[int]) -> Group:

@@ -271,7 +271,7 @@ def open_writer(endpoint: Endpoint, stack: ExitStack, decoding: Decoding | None 
     if tokenizer is None:
         raise ServeError(
             f"A model that writes texts must carry a tokenizer; {label} has none. Load it again "
-            "with tokenizer=Path('tokenizer.json'), and release that."
+            "with its tokenizer.json (--tokenizer), and release that."
         )
     ends = end_tokens(model, tokenizer, settings.end_tokens)
     if decoding is None:

@@ -118,8 +118,9 @@ class Worker:
         return f"{show_number(done, 'line')}, {failed} failed"
 
     def _infer(self, body: bytes) -> bytes:
-        version = self.endpoint.version
-        inference = decode_request(body, self.endpoint.model.signature)
+        endpoint, version = self.endpoint, self.endpoint.version
+        signature = endpoint.model.signature
+        inference = decode_request(body, signature, finite_only=endpoint.finite_only)
         outputs = self.session.run(inference.feeds)
         return encode_response(outputs, inference, model=version.name, version=str(version.number))
 

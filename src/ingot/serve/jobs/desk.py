@@ -144,7 +144,8 @@ class JobDesk:
         job = str(uuid.uuid4())
         place, suffix, kept = "", ".json", body
         if asked.input_uri is None:
-            decode_request(body, self.endpoint.model.signature)
+            signature = self.endpoint.model.signature
+            decode_request(body, signature, finite_only=self.endpoint.finite_only)
         else:
             place = check_input(asked.input_uri, self.settings.roots)
             suffix = ".jsonl" if place.endswith(LINES) else ".json"

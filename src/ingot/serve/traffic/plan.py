@@ -66,7 +66,7 @@ class Traffic:
         if canary is not None and self.record is None:
             raise ServeError(
                 "A canary must have a record, or a restart would forget that it was rolled back; "
-                "got none. Give Traffic(record=Path(...))."
+                "got none. Give it a file to keep it in (record)."
             )
         if canary is None:
             return
@@ -79,6 +79,6 @@ class Traffic:
         if not is_watched and any(text.strip().startswith("agreement") for text in canary.require):
             raise ServeError(
                 "A claim on agreement must have the canary as shadow, which compares its answers; "
-                f"got {'no shadow' if shadow is None else f'version {shadow.version}'}. Add "
-                f"Shadow({canary.version})."
+                f"got {'no shadow' if shadow is None else f'version {shadow.version}'}. Make "
+                f"version {canary.version} the shadow too (--shadow)."
             )

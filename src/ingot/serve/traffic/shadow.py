@@ -60,12 +60,14 @@ class Watched:
         signature: What it takes and gives.
         runs: Runs it.
         timeout_s: Seconds that a copy may take.
+        finite_only: Whether its answers must be finite.
     """
 
     version: Version
     signature: Signature
     runs: Ran
     timeout_s: float
+    finite_only: bool = False
 
 
 class Copies:
@@ -160,7 +162,10 @@ class Copies:
         """Return status, outputs and body, as the version would have answered."""
         watched = self._watched
         try:
-            inference = decode_request(exchange.body, watched.signature, length=exchange.length)
+            inference = decode_request(
+                exchange.body, watched.signature,
+                length=exchange.length, finite_only=watched.finite_only,
+            )  # fmt: skip
             outputs = self._outputs(inference, loop)
             return 200, outputs, self._encode(outputs, inference)
         except RequestError as error:
