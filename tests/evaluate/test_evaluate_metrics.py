@@ -125,3 +125,9 @@ def test_directions_and_classes_of_a_single_value_are_refused(name):
 def test_errors_of_a_single_value_are_fine():
     assert check_width(["r2", "mse"], np.ones((4, 1))) is None
     assert check_width(["cosine"], np.ones((4, 2))) is None
+
+
+@pytest.mark.parametrize("name", ["accuracy", "agreement", "f1", "top5_accuracy"])
+def test_classes_of_every_token_are_no_class_of_an_example(name):
+    with pytest.raises(DataError, match="one row of scores per example; got shape"):
+        check_width([name], np.ones((4, 7, 2)))

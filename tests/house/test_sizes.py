@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PRODUCT = ROOT / "src" / "ingot"
 FILE_WALL, FILE_HABIT, FUNCTION_WALL, PARAMETER_WALL, NESTING_WALL = 600, 400, 60, 5, 4
-PRODUCT_WALL = 56_000
+PRODUCT_WALL = 57_000
 BLOCKS = (ast.For, ast.AsyncFor, ast.While, ast.If, ast.With, ast.AsyncWith, ast.Try, ast.Match)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 

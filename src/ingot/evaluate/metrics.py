@@ -93,13 +93,19 @@ def _r2(predictions: Array, baseline: Array) -> Statistic:
 
 
 def check_width(names: Sequence[str], predictions: Array) -> None:
-    """Refuse metrics that any answer would pass: directions and classes of a single value.
+    """Refuse metrics that any answer would pass, or that need one class per example.
 
     Raises:
-        DataError: `cosine` or `agreement` is asked of one value per example.
+        DataError: `cosine` or `agreement` is asked of one value per example, or classes are asked
+            of a table per example, such as scores of every token.
     """
     width = int(np.prod(predictions.shape[1:]))
     for name in names:
+        if predictions.ndim > 2 and name in _CLASSES:
+            raise DataError(
+                f"{name!r} must have one row of scores per example; got shape "
+                f"{predictions.shape[1:]} per example. Use cosine or r2."
+            )
         if width < 2 and name in _WIDE:
             raise DataError(
                 f"{name!r} must compare answers of two or more values; got {width} per example, "
@@ -208,7 +214,8 @@ _SCORE = frozenset({Task.REGRESSION, Task.SIMILARITY})
 _LABELLESS = frozenset({Task.CLASSIFICATION, Task.NONE})
 _ANY = frozenset(Task)
 _INF = float("inf")
-_WIDE = frozenset(("accuracy", "agreement", "cosine", "f1", "top5_accuracy"))
+_CLASSES = frozenset(("accuracy", "agreement", "f1", "top5_accuracy"))
+_WIDE = _CLASSES | {"cosine"}
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
