@@ -345,6 +345,7 @@ void children_go_on() {}
 }  // namespace
 
 int main() {
+    if (!is_cap_granted()) return skipped;
     every_shape_and_set();
     used_pages_are_as_good_as_new();
     for (const Shape& shape : shapes()) {

@@ -292,6 +292,7 @@ void bad_models_are_refused() {
 }  // namespace
 
 int main() {
+    if (!is_cap_granted()) return skipped;
     sets_and_threads_agree();
     long_batches_run_in_pieces();
     calls_allocate_once();

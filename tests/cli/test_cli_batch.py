@@ -1,4 +1,5 @@
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from ingot.models.load import load_model
 from ingot.registry.registry import Registry
 from ingot.runtime.engine import EngineConfig
 from ingot.runtime.machine import machine_digest
+from ingot.serve.batch.run import run_batch
 
 
 @pytest.fixture
@@ -79,3 +81,16 @@ def test_an_unknown_version_is_refused_with_the_nearest(run, tiny, images):
 
     assert done.code == 2
     assert "tiny" in done.err
+
+
+def test_what_others_print_on_the_way_is_no_part_of_the_result(run, files, images, monkeypatch):
+    def talks(*given, **more):
+        sys.stdout.write("a worker died")
+        return run_batch(*given, **more)
+
+    monkeypatch.setattr("ingot.serve.batch.run.run_batch", talks)
+    done = run("batch", files / "model.onnx", images / "in", images / "out.csv",
+               "--data", images / "data.toml", "--json")  # fmt: skip
+
+    assert done.json["answered"] == 20
+    assert "a worker died" in done.err

@@ -1,3 +1,4 @@
+import math
 import re
 import stat
 from dataclasses import fields, replace
@@ -42,7 +43,7 @@ def test_the_probability_of_being_kept_is_recorded(tmp_path):
     assert {row.inclusion for row in found} == {0.3}
 
 
-@pytest.mark.parametrize("always", [{"status": 500}, {"status": 404}, {"deferred": True}])
+@pytest.mark.parametrize("always", [{"status": 500}, {"status": 499}, {"deferred": True}])
 def test_errors_and_deferred_requests_are_always_kept(tmp_path, always):
     found = kept(tmp_path, LogRules(sample=1e-9), units(20, **always))
 
@@ -169,11 +170,18 @@ def test_rules_are_read_from_toml(tmp_path):
     path = tmp_path / "rules.toml"
     path.write_text(
         'sample = 0.25\nsalt = "s"\nkey_file = "k"\nmax_age_days = 2\nmax_mb = 3\n'
+        "refusals_per_s = inf\n"
         '[redact]\nunit_key = "hash"\nclient = "drop"\n'
     )
 
     assert LogRules.read(path) == LogRules(
-        0.25, {"unit_key": "hash", "client": "drop"}, "s", tmp_path / "k", 172_800.0, 3 * 1024**2
+        0.25,
+        {"unit_key": "hash", "client": "drop"},
+        "s",
+        tmp_path / "k",
+        172_800.0,
+        3 * 1024**2,
+        math.inf,
     )
 
 

@@ -1,11 +1,14 @@
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 
+from ingot.observe import log as log_module
 from ingot.observe.log import ObservationLog
 from ingot.observe.observation import Observation
 from ingot.observe.reading import Summary
@@ -134,3 +137,69 @@ def test_a_full_disk_drops_batches_with_one_warning_each_and_the_log_goes_on(tmp
         assert dropped == 200
         assert 1 <= warnings <= 2  # one per batch, and the thread may have taken a batch of its own
         assert [found.request_id for found in log.read()] == ["after"]
+
+
+def test_a_log_that_is_removed_begins_anew(log, caplog):
+    log.record(PLAIN)
+    log.flush()
+    for file in log.path.parent.glob(log.path.name + "*"):
+        file.unlink()
+    log.record(FULL)
+
+    assert list(log.read()) == [FULL]
+    assert log.dropped == 0
+    assert "begins anew" in caplog.text
+
+
+def test_a_folder_that_is_replaced_by_a_file_keeps_observations_in_the_queue(tmp_path):
+    folder = tmp_path / "logs"
+    with ObservationLog(folder / "o.sqlite", capacity=2) as log:
+        folder.rename(tmp_path / "gone")
+        folder.write_text("not a folder")
+        for _ in range(3):
+            log.record(PLAIN)
+            log.flush()
+        folder.unlink()
+
+        assert [row.request_id for row in log.read()] == ["r2", "r2"]
+        assert log.dropped == 1
+
+
+@pytest.fixture
+def locked(tmp_path, monkeypatch):
+    """Give a log, and a connection that keeps everybody else from writing it."""
+    monkeypatch.setattr(log_module, "_BUSY_MS", 1)
+    monkeypatch.setattr(log_module, "_CLOSE_S", 0.02)
+    with (
+        ObservationLog(tmp_path / "o.sqlite", capacity=2) as log,
+        closing(sqlite3.connect(log.path, isolation_level=None)) as other,
+    ):
+        other.execute("BEGIN IMMEDIATE")
+        yield log, other
+
+
+def test_a_locked_log_keeps_its_queue_and_counts_what_does_not_fit(locked):
+    log, other = locked
+    for name in "abc":
+        log.record(replace(PLAIN, request_id=name))
+        log.flush()
+
+    assert log.dropped == 1
+    other.execute("COMMIT")
+    assert [row.request_id for row in log.read()] == ["a", "b"]
+
+
+def test_a_locked_log_can_be_closed(locked, caplog):
+    log, _ = locked
+    log.record(PLAIN)
+
+    log.close()
+
+    assert "1 observations were not stored: the file is locked" in caplog.text
+
+
+def test_a_locked_log_can_be_opened(locked):
+    log, _ = locked
+
+    with ObservationLog(log.path) as second:
+        assert second.dropped == 0

@@ -5,8 +5,10 @@ import json
 import platform
 from pathlib import Path
 
+import pytest
+
 from ingot.runtime import machine
-from ingot.runtime.machine import describe_machine, machine_digest
+from ingot.runtime.machine import describe_machine, machine_digest, memory_bytes
 
 CPUINFO = """processor\t: 0
 model name\t: Test CPU 9000
@@ -81,3 +83,29 @@ def test_digest_changes_with_any_fact():
 
     assert machine_digest(facts) == machine_digest(describe_machine())
     assert machine_digest(facts) != machine_digest(facts | {"kernel": "0"})
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "found"),
+    [
+        ("", {}, 4096 * 1024),
+        ("0::/a/b\n", {"a/b/memory.max": "max\n", "a/memory.max": "2048\n"}, 2048),
+        ("0::/\n", {"memory.max": "1024\n"}, 1024),
+        ("4:memory:/x\n", {"memory/memory.limit_in_bytes": "512\n"}, 512),
+        ("", {"memory/memory.limit_in_bytes": "9223372036854771712\n"}, 4096 * 1024),
+    ],
+)
+def test_memory_is_what_the_control_group_leaves(tmp_path, own, files, found):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 4096 kB\n")
+    (tmp_path / "proc/self/cgroup").write_text(own)
+    for name, limit in files.items():
+        file = tmp_path / "sys/fs/cgroup" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(limit)
+
+    assert memory_bytes(tmp_path) == found
+
+
+def test_memory_is_unknown_without_proc(tmp_path):
+    assert memory_bytes(tmp_path) is None

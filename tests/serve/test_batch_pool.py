@@ -6,10 +6,10 @@ import pytest
 
 from ingot.core.errors import DataError, EngineError, ServeError
 from ingot.runtime.engine import EngineConfig
+from ingot.serve.batch.parts import parts_of
 from ingot.serve.batch.plan import plan_batch
 from ingot.serve.batch.pool import answer_in_processes
 from ingot.serve.batch.rows import rows_of
-from ingot.serve.batch.run import parts_of
 
 TEXTS = cases.sentences(80)
 

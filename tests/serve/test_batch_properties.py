@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ingot.serve.batch.parts import parts_of
 from ingot.serve.batch.rows import Row
-from ingot.serve.batch.run import parts_of, run_batch
+from ingot.serve.batch.run import run_batch
 
 NUMBERS = st.one_of(
     st.floats(), st.integers(), st.text(max_size=3), st.none(), st.booleans(), st.lists(st.floats())
@@ -54,7 +55,7 @@ def test_every_line_is_answered_or_refused_once(folder, double, lines):
 def test_parts_hold_every_row_in_order_and_stay_small(widths, part_rows):
     rows = [Row(i, 0, i, {"x": [0.0] * width}) for i, width in enumerate(widths)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ingot.serve.batch.run.PART_BYTES", 160)  # twenty numbers
+        patch.setattr("ingot.serve.batch.parts.PART_BYTES", 160)  # twenty numbers
         parts = list(parts_of(iter(rows), part_rows))
 
     assert [row for part in parts for row in part.rows] == rows

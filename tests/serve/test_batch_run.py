@@ -19,9 +19,10 @@ from ingot.core.errors import DataError, EngineError, IngotError, ServeError
 from ingot.data.reading import Reading
 from ingot.registry.version import Version
 from ingot.runtime.engine import EngineConfig
+from ingot.serve.batch.parts import parts_of
 from ingot.serve.batch.plan import plan_batch
 from ingot.serve.batch.rows import Row
-from ingot.serve.batch.run import finished_parts, parts_of, run_batch
+from ingot.serve.batch.run import finished_parts, run_batch
 
 TEXTS = cases.sentences(90)
 

@@ -1,4 +1,5 @@
 import pytest
+from outside import Clock
 
 from ingot.observe.stats import Stats
 from ingot.serve.console.charts import svg_path
@@ -7,13 +8,6 @@ from ingot.serve.console.series import StatsSource
 from ingot.serve.metrics import Metrics
 
 WALL = 5000.0  # UTC seconds at the clock's zero
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture

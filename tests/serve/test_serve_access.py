@@ -3,7 +3,6 @@ import json
 import logging
 import socket
 import ssl
-import subprocess
 import sys
 import threading
 import time
@@ -13,6 +12,8 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from certificates import make_certificate
+from outside import Clock
 
 from ingot.core.errors import MissingExtraError, ServeError
 from ingot.observe.log import ObservationLog
@@ -23,13 +24,6 @@ from ingot.serve.endpoint import Access, Tls, Tokens
 from ingot.serve.server import serve_in_thread
 
 INFER = "/v2/models/doubler/infer"
-
-
-class Clock:
-    now = 1_000_000.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture
@@ -201,19 +195,6 @@ def test_a_certificate_that_is_none_is_refused_before_anything_is_opened(endpoin
 
     with pytest.raises(ServeError, match="PEM files that belong together"):
         serve_in_thread(replace(endpoint, tls=tls))
-
-
-def make_certificate(folder):
-    command = [
-        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
-        "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1",
-        "-keyout", folder / "key.pem", "-out", folder / "cert.pem",
-    ]  # fmt: skip
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("this machine has no openssl that makes certificates")
-    return Tls(folder / "cert.pem", folder / "key.pem")
 
 
 def test_an_endpoint_with_a_certificate_speaks_https_only(endpoint, doubler, tmp_path, body):

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from outside import wait_for
 
 from ingot.observe.log import ObservationLog
 from ingot.serve.endpoint import Endpoint
@@ -297,15 +298,6 @@ def test_a_bug_on_a_page_is_500_without_its_reason(endpoint, caplog):
 
 def http_connection(url):
     return http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)
-
-
-def wait_for(claim):
-    import time
-
-    deadline = time.monotonic() + 10
-    while not claim():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def test_an_endpoint_listens_on_loopback_unless_asked_otherwise(running):

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from outside import Clock
 
 from ingot.core.errors import ServeError
 from ingot.serve.access import rates
@@ -19,13 +20,6 @@ from ingot.serve.problems import RequestError
 from ingot.serve.server import serve_in_thread
 
 INFER = "/v2/models/doubler/infer"
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
@@ -13,11 +13,14 @@ from types import SimpleNamespace
 import httpx
 import numpy as np
 import pytest
+from outside import wait_for
 
 from ingot.core.errors import EngineError, MissingExtraError, ServeError
 from ingot.models.model import Signature, TensorSpec
+from ingot.observe.log import ObservationLog
 from ingot.runtime.engine import EngineConfig
 from ingot.serve import assembly, server
+from ingot.serve.running import stop_signals
 from ingot.serve.server import serve_in_thread
 from ingot.serve.warmup import inline_limit, sample_feeds, warm_up
 
@@ -68,13 +71,6 @@ def post_in_thread(url, body, answers):
     thread = threading.Thread(target=post)
     thread.start()
     return thread
-
-
-def wait_for(claim):
-    deadline = time.monotonic() + 20
-    while not claim():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def test_draining_finishes_the_request_in_flight_and_refuses_new_ones(slow, body):
@@ -247,6 +243,15 @@ def test_run_serves_until_it_is_told_to_stop_and_restores_the_signals(endpoint, 
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_the_end_of_a_terminal_is_left_alone_where_it_is_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_server_that_dies_by_itself_is_an_error(endpoint, monkeypatch):
     start = server.serve_in_thread
 
@@ -267,9 +272,11 @@ def test_equal_endpoints_have_equal_digests(endpoint):
 
 
 SERVE = """
+import signal
 import sys
 from pathlib import Path
 sys.path.insert(0, {here!r})
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever these tests run under
 from conftest import MODEL_DIGEST, SIGNATURE, Doubler
 from ingot.models.model import Lineage, Model
 from ingot.registry.version import Version
@@ -284,7 +291,7 @@ print("ended", flush=True)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_process_with_exit_code_0(tmp_path, body, number):
     code = dedent(SERVE).format(here=str(HERE), folder=str(tmp_path))
     with subprocess.Popen(
@@ -325,3 +332,26 @@ def test_serving_a_request_imports_neither_torch_nor_onnx(cnn):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_callers_that_hang_up_keep_nobody_waiting(slow, endpoint, body):
+    gate, running = slow.gate, slow.running
+    content = json.dumps(body).encode()
+    request = f"POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n"
+    address = httpx.URL(running.url)
+    callers = [socket.create_connection((address.host, address.port)) for _ in range(50)]
+    for caller in callers:
+        caller.sendall(request.encode() + content)
+    wait_for(lambda: running.state.waiting == 50)
+    for caller in callers:
+        caller.close()
+
+    wait_for(lambda: running.state.in_flight == 0)  # while the engine is still at the first
+
+    assert running.state.waiting == 0
+    gate.opened.set()
+    assert httpx.post(running.url + INFER, json=body, trust_env=False).status_code == 200
+    running.stop()
+    with ObservationLog(endpoint.log) as log:
+        assert [row.status for row in log.read()].count(499) == 50
+    assert gate.calls < 30

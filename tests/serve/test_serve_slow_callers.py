@@ -3,10 +3,10 @@
 import socket
 import time
 from dataclasses import replace
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from outside import connect, read_all
 
 from ingot.serve.server import serve_in_thread
 
@@ -17,18 +17,6 @@ HEAD = b"POST /v2/models/doubler/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 10
 def hurried(endpoint, doubler):
     with serve_in_thread(replace(endpoint, read_timeout_s=0.3), doubler) as running:
         yield running
-
-
-def connect(running):
-    parts = urlsplit(running.url)
-    return socket.create_connection((parts.hostname, parts.port), timeout=20)
-
-
-def read_all(connection):
-    parts = []
-    while part := connection.recv(65536):
-        parts.append(part)
-    return b"".join(parts)
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST /v2", HEAD, HEAD + b"\r\n{"])
@@ -120,3 +108,59 @@ def test_what_is_not_http_gets_a_problem_document(running):
 
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b"application/problem+json" in answer
+
+
+@pytest.mark.parametrize("rest", [b"x-a: 1\r\n", b"x-a: " + b"a" * 8192])
+def test_trailers_without_end_are_431(running, rest):
+    head = HEAD.replace(b"content-length: 100", b"transfer-encoding: chunked") + b"\r\n"
+    answer = b""
+    with connect(running) as connection:
+        connection.sendall(head + b"1\r\n[\r\n0\r\n")
+        try:
+            for _ in range(10_000):
+                connection.sendall(rest)
+                rest = rest if rest.endswith(b"\n") else b"a" * 8192
+            answer = read_all(connection)
+        except OSError:  # hung up on while it sent
+            answer = b"HTTP/1.1 431 "
+        assert answer.startswith(b"HTTP/1.1 431 ")
+    with httpx.Client(base_url=running.url, trust_env=False) as client:
+        assert client.get("/v2/health/live").status_code == 200
+
+
+def test_a_body_in_many_small_pieces_is_no_head(running, body):
+    import json
+
+    content = json.dumps(body).encode().ljust(4000)  # spaces: each in a chunk of its own
+    head = HEAD.replace(b"content-length: 100", b"transfer-encoding: chunked") + b"\r\n"
+    with connect(running) as connection:
+        connection.sendall(head)
+        for byte in content:
+            size = b"1;" + b"e" * 30 + b"\r\n"  # 130,000 bytes of heads of chunks in all
+            connection.sendall(size + bytes([byte]) + b"\r\n")
+        connection.sendall(b"0\r\n\r\n")
+
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_connection_with_too_many_requests_in_waiting_is_closed(running):
+    sent = b"GET /v2 HTTP/1.1\r\nhost: x\r\n\r\n" * 5000
+    with connect(running) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(20)
+        with pytest.raises(OSError, match="reset|pipe"):
+            connection.sendall(sent * 1000)
+
+    assert running.is_alive
+
+
+@pytest.mark.parametrize(("method", "status"), [(b"GET", b"200"), (b"POST", b"400")])
+def test_whoever_offers_another_protocol_is_answered_in_this_one(running, method, status):
+    offer = b" /v2 HTTP/1.1\r\nhost: x\r\nupgrade: h2c\r\nconnection: upgrade\r\n"
+    with connect(running) as connection:
+        connection.sendall(method + offer + b"content-length: 2\r\n\r\n{}")
+
+        answer = read_all(connection)
+
+    assert answer.startswith(b"HTTP/1.1 " + status)
+    assert (b"HttpClient.Version.HTTP_1_1" in answer) == (status == b"400")

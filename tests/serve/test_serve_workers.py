@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
@@ -14,6 +13,7 @@ from types import SimpleNamespace
 import httpx
 import numpy as np
 import pytest
+from outside import wait_for
 
 from ingot.core.errors import ServeError
 from ingot.models.model import Lineage, Model, Signature, TensorSpec
@@ -60,13 +60,6 @@ def pid_of(answer):
 def metric(running, name):
     text = httpx.get(running.url + "/metrics", trust_env=False).text
     return float(re.search(rf"^{name}{{.*}} (\S+)$", text, re.MULTILINE)[1])
-
-
-def wait_for(claim):
-    deadline = time.monotonic() + 20
-    while not claim():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def is_there(pid):

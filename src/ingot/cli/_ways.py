@@ -10,7 +10,7 @@ _FLAGS = {"async": "is_async", "generate": "generate", "canary": "canary", "spli
 _TEXTS = {"cache_tokens", "cache_bits", "end_tokens"}  # shared with `ingot generate`
 _WITHOUT_JOBS = {
     "workers", "no_repeat", "max_batch", "max_wait_ms", "timeout_s", "max_waiting", "max_body_mb",
-    "grpc_port",
+    "max_in_flight_mb", "grpc_port",
 }  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """`ingot batch`: answer every row of a file or folder."""
 
+import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +82,7 @@ def command(
     Examples:
       ingot batch minilm@prod sentences.csv embeddings.parquet --column text=sentence --key id
       ingot batch digits@prod scans/ labels.jsonl --max-errors 100
+      ingot batch minilm@prod sentences/ embeddings --on ray --processes 8
     """
     from ingot.core.progress import progress_bar
     from ingot.core.units import show_number
@@ -92,7 +95,8 @@ def command(
     if dry_run:
         _print_plan(batch, as_json=as_json)
         return
-    with progress_bar(batch.source.name) as progress:
+    # stdout is the result's: Ray says there that an actor died
+    with progress_bar(batch.source.name) as progress, redirect_stdout(sys.stderr):
         found = run_batch(batch, progress=progress, fresh=fresh)
     if as_json:
         print_json(found.to_json())

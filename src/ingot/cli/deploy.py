@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ingot.serve.deploy.kserve import KServe
     from ingot.serve.endpoint import Endpoint
 
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
@@ -206,6 +207,8 @@ def _show_bundle(found: "Bundle", *, as_json: bool) -> None:
 @click.option("--max-wait-ms", default=2.0, show_default=True, help="First waits for others.")
 @click.option("--no-repeat", is_flag=True, help="Never send a request again when its replica died.")
 @click.option("--finite", "finite_only", is_flag=True, help="Refuse NaN and infinities.")
+@click.option("--tls-cert", type=_FILE, help="Certificate chain (PEM); with --tls-key.")
+@click.option("--tls-key", type=_FILE, help="Its private key (PEM).")
 @click.option("--keys", is_flag=True, help="Ask for API keys; see: ingot keys.")
 @click.option("--dry-run", is_flag=True, help="Check that it could run, and stop.")
 @json_option
@@ -247,8 +250,11 @@ def _endpoint(
     max_wait_ms: float,
     no_repeat: bool,
     keys: bool,
+    tls_cert: Path | None,
+    tls_key: Path | None,
     **rest: Any,  # fields of Endpoint by their own names
 ) -> "Endpoint":
+    from ingot.cli.serve import tls_files
     from ingot.core.files import home
     from ingot.serve.access.keys import KEYS_FILE
     from ingot.serve.endpoint import Access, Batching, Endpoint
@@ -261,5 +267,6 @@ def _endpoint(
         is_idempotent=not no_repeat,
         batching=None if max_batch is None else Batching(max_batch, max_wait_ms),
         access=Access(home() / KEYS_FILE) if keys else None,
+        tls=tls_files(tls_cert, tls_key),
         **rest,
     )

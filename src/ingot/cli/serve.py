@@ -28,90 +28,68 @@ _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 
 def _address_options(function: F) -> F:
-    for option in reversed(
-        (
-            click.option(
-                "--host",
-                default="127.0.0.1",
-                show_default=True,
-                help="Address; loopback unless given.",
-            ),
-            click.option(
-                "--port", default=8000, show_default=True, help="Port; 0 picks a free one."
-            ),
-            click.option(
-                "--grpc-port", type=int, help="Speak gRPC beside REST; 0 picks a free port."
-            ),
-            click.option(
-                "--log",
-                type=click.Path(path_type=Path),
-                help="Observation log; in the Ingot home by default.",
-            ),
-            click.option(
-                "--drain-s",
-                default=10.0,
-                show_default=True,
-                help="Seconds for requests in flight at the end.",
-            ),
-            click.option("--tls-cert", type=_FILE, help="Certificate chain (PEM); with --tls-key."),
-            click.option("--tls-key", type=_FILE, help="Its private key (PEM)."),
-            click.option("--console", is_flag=True, help="Web pages under /console."),
-            click.option("--keys", is_flag=True, help="Ask for API keys; see: ingot keys."),
-            click.option("--oidc-issuer", help="Take tokens of this identity provider."),
-            click.option("--oidc-audience", help="This service, as those tokens name it."),
-            click.option("--oidc-jwks", help="The provider's public keys: file or https address."),
-        )
-    ):
+    for option in reversed((
+        click.option(
+            "--host", default="127.0.0.1", show_default=True, help="Address; loopback unless given."
+        ),
+        click.option("--port", default=8000, show_default=True, help="Port; 0 picks a free one."),
+        click.option("--grpc-port", type=int, help="Speak gRPC beside REST; 0 picks a free port."),
+        click.option(
+            "--log", type=click.Path(path_type=Path),
+            help="Observation log; in the Ingot home by default.",
+        ),
+        click.option(
+            "--drain-s", default=10.0, show_default=True,
+            help="Seconds for requests in flight at the end.",
+        ),
+        click.option("--tls-cert", type=_FILE, help="Certificate chain (PEM); with --tls-key."),
+        click.option("--tls-key", type=_FILE, help="Its private key (PEM)."),
+        click.option("--console", is_flag=True, help="Web pages under /console."),
+        click.option("--keys", is_flag=True, help="Ask for API keys; see: ingot keys."),
+        click.option("--oidc-issuer", help="Take tokens of this identity provider."),
+        click.option("--oidc-audience", help="This service, as those tokens name it."),
+        click.option("--oidc-jwks", help="The provider's public keys: file or https address."),
+    )):  # fmt: skip
         function = option(function)
     return function
 
 
 def _work_options(function: F) -> F:
-    for option in reversed(
-        (
-            click.option(
-                "--workers",
-                default=0,
-                show_default=True,
-                help="Processes per model; 0 runs it in the server's own.",
-            ),
-            click.option(
-                "--no-repeat", is_flag=True, help="Never send a request again when its worker died."
-            ),
-            click.option(
-                "--max-batch", type=int, help="Join requests to calls of up to so many rows."
-            ),
-            click.option(
-                "--max-wait-ms",
-                default=2.0,
-                show_default=True,
-                help="What the first of them waits for others.",
-            ),
-            click.option(
-                "--timeout-s", default=60.0, show_default=True, help="Seconds to answer a request."
-            ),
-            click.option(
-                "--load-timeout-s",
-                default=300.0,
-                show_default=True,
-                help="Seconds for a worker or instance to load the model.",
-            ),
-            click.option(
-                "--max-waiting",
-                default=512,
-                show_default=True,
-                help="Requests that may wait; more get 429.",
-            ),
-            click.option(
-                "--max-body-mb", default=64, show_default=True, help="Largest body, in MiB."
-            ),
-            click.option(
-                "--finite",
-                is_flag=True,
-                help="Refuse NaN and infinities, in requests (400) and in answers (500).",
-            ),
-        )
-    ):
+    for option in reversed((
+        click.option(
+            "--workers", default=0, show_default=True,
+            help="Processes per model; 0 runs it in the server's own.",
+        ),
+        click.option(
+            "--no-repeat", is_flag=True, help="Never send a request again when its worker died."
+        ),
+        click.option("--max-batch", type=int, help="Join requests to calls of up to so many rows."),
+        click.option(
+            "--max-wait-ms", default=2.0, show_default=True,
+            help="What the first of them waits for others.",
+        ),
+        click.option(
+            "--timeout-s", default=60.0, show_default=True, help="Seconds to answer a request."
+        ),
+        click.option(
+            "--load-timeout-s", default=300.0, show_default=True,
+            help="Seconds for a worker or instance to load the model.",
+        ),
+        click.option(
+            "--max-waiting", default=512, show_default=True,
+            help="Requests that may wait; more get 429.",
+        ),
+        click.option("--max-body-mb", default=64, show_default=True, help="Largest body, in MiB."),
+        click.option(
+            "--max-in-flight-mb", type=int,
+            help="Bodies of all requests at a time, in MiB; more get 503. An eighth of the memory "
+            "if not given.",
+        ),
+        click.option(
+            "--finite", is_flag=True,
+            help="Refuse NaN and infinities, in requests (400) and in answers (500).",
+        ),
+    )):  # fmt: skip
         function = option(function)
     return function
 
@@ -204,7 +182,7 @@ def _endpoint(registry: "Registry", version: "Version", options: dict[str, Any])
     from ingot.core.files import home
     from ingot.serve.endpoint import Batching, Endpoint
 
-    rows = options["max_batch"]
+    rows, room = options["max_batch"], options["max_in_flight_mb"]
     return Endpoint(
         version,
         registry.model_of(version),
@@ -213,6 +191,7 @@ def _endpoint(registry: "Registry", version: "Version", options: dict[str, Any])
         options["log"] or home() / "observations.sqlite",
         options["drain_s"],
         max_body_bytes=options["max_body_mb"] * 1024 * 1024,
+        max_in_flight_bytes=None if room is None else room * 1024 * 1024,
         workers=options["workers"],
         is_idempotent=not options["no_repeat"],
         batching=None if rows is None else Batching(rows, options["max_wait_ms"]),
@@ -222,7 +201,7 @@ def _endpoint(registry: "Registry", version: "Version", options: dict[str, Any])
         max_waiting=options["max_waiting"],
         access=_access(options),
         rate=rate_of(options["rate"], options["burst"]),
-        tls=_tls(options["tls_cert"], options["tls_key"]),
+        tls=tls_files(options["tls_cert"], options["tls_key"]),
         grpc_port=options["grpc_port"],
         console=options["console"],
         finite_only=options["finite"],
@@ -243,7 +222,8 @@ def _access(options: dict[str, Any]) -> "Access | None":
     return Access(keys, tokens) if keys or tokens else None
 
 
-def _tls(certificate: Path | None, key: Path | None) -> "Tls | None":
+def tls_files(certificate: Path | None, key: Path | None) -> "Tls | None":
+    """Return both files, or None where neither is named."""
     from ingot.serve.endpoint import Tls
 
     if (certificate is None) != (key is None):

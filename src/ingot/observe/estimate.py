@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ingot.observe.observation import Observation
+from ingot.observe.rules import FIRST_ERROR
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ def estimate_total(
 
     With t_u the sum over the kept rows of unit u and p the probability with which it was kept, the
     total is sum t_u / p and its variance is estimated by sum (1 - p) / p^2 t_u^2, for units are
-    drawn independently.
+    drawn independently. Refusals are drawn one by one: each of them is a unit.
 
     Args:
         rows: Observations that were kept.
@@ -47,7 +48,8 @@ def estimate_total(
         total += found / row.inclusion
         count += 1
         if row.inclusion < 1:
-            unit = (row.unit_key or f"\0{row.request_id}", row.inclusion)
+            is_drawn_alone = not row.unit_key or row.status >= FIRST_ERROR
+            unit = (f"\0{row.request_id}" if is_drawn_alone else row.unit_key, row.inclusion)
             units[unit] = units.get(unit, 0.0) + found
     variance = sum((1 - p) / p**2 * found**2 for (_, p), found in units.items())
     return Estimate(total, math.sqrt(variance), count)

@@ -8,16 +8,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ingot.core.closing import Closing
+from ingot.core.errors import LedgerError
 from ingot.ledger.database import transaction
 from ingot.observe.observation import Observation
 from ingot.observe.reading import Selection, Summary, read_log, summarize
 from ingot.observe.retention import Retention
-from ingot.observe.rules import LogRules
+from ingot.observe.rules import FIRST_ERROR, LogRules
 from ingot.observe.table import INSERT, count_losses, note_rules, open_table, row_of
+from ingot.observe.thinning import Thinning
 
 log = logging.getLogger(__name__)
 
 _PRUNE_S = 1.0
+_BUSY_MS = 500  # how long one try waits for another process that writes; the rows wait in the queue
+_CLOSE_S = 5.0  # how long closing waits for it
 
 
 class ObservationLog(Closing):
@@ -42,7 +46,7 @@ class ObservationLog(Closing):
             path: SQLite file; one of an older version gets the columns it lacks.
             capacity: Most observations that wait for the disk.
             flush_s: Most seconds between recording and committing, up to 0.5.
-            rules: What is kept; everything, for ever, if not given.
+            rules: What is kept; `LogRules()` if not given.
             clock: UTC seconds since 1970.
 
         Raises:
@@ -61,12 +65,11 @@ class ObservationLog(Closing):
         self._dropped = self._told = 0
         self._lock, self._write_lock = threading.Lock(), threading.Lock()
         self._stop = threading.Event()
-        self._sieve = None if rules is None else rules.sieve(path)
-        self._retention = None if rules is None else Retention.of(rules)
+        self._rules = rules = rules or LogRules()
+        self._sieve, self._retention = rules.sieve(path), Retention.of(rules)
+        self._thinning = Thinning(rules.refusals_per_s)
         self._next_prune = 0.0
-        self._db = open_table(path)
-        if rules is not None:
-            note_rules(self._db, rules, clock())
+        self._open()
         self._thread = threading.Thread(target=self._write, name="ingot-observe", daemon=True)
         self._thread.start()
 
@@ -78,18 +81,25 @@ class ObservationLog(Closing):
         """
         return self._dropped
 
+    @property
+    def thinned(self) -> int:
+        """Observations of refused requests that the rules left out, so that a flood is bounded."""
+        return self._thinning.left_out
+
     def record(self, observation: Observation) -> None:
         """Put an observation on the queue; never waits for the disk and never raises."""
-        if self._sieve is not None:
-            kept = self._sieve.pass_on(observation)
-            if kept is None:
-                return
-            observation = kept
+        kept: Observation | None = observation
+        if observation.status >= FIRST_ERROR:
+            kept = self._thinning.pass_on(observation)
+        if kept is not None and self._sieve is not None:
+            kept = self._sieve.pass_on(kept)
+        if kept is None:
+            return
         with self._lock:
             if len(self._pending) >= self._capacity or self._stop.is_set():
                 self._dropped += 1
             else:
-                self._pending.append(observation)
+                self._pending.append(kept)
 
     def flush(self) -> None:
         """Commit everything recorded so far."""
@@ -97,7 +107,7 @@ class ObservationLog(Closing):
             with self._lock:
                 batch, self._pending = self._pending, []
             if batch:
-                self._store([row_of(observation) for observation in batch])
+                self._store(batch)
             self._tell_losses()
 
     def prune(self) -> int:
@@ -114,7 +124,12 @@ class ObservationLog(Closing):
                 return
             self._stop.set()
         self._thread.join()
+        deadline = time.monotonic() + _CLOSE_S
         self.flush()
+        while self._pending and time.monotonic() < deadline:
+            self.flush()
+        if self._pending:
+            log.warning("%d observations were not stored: the file is locked", len(self._pending))
         self._db.close()
 
     def read(
@@ -151,15 +166,39 @@ class ObservationLog(Closing):
             self._next_prune = time.monotonic() + _PRUNE_S
             log.warning("old observations were not deleted: %s", error)
 
-    def _store(self, rows: Sequence[tuple[object, ...]]) -> None:
+    def _open(self) -> None:
+        self._db = open_table(self.path)
+        self._db.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+        note_rules(self._db, self._rules, self._clock())
+        self._file = _identity(self.path)
+
+    def _store(self, batch: Sequence[Observation]) -> None:
+        rows = [row_of(observation) for observation in batch]
         try:
+            if _identity(self.path) != self._file:
+                log.warning("%s was removed while it was written; it begins anew", self.path)
+                self._db.close()
+                self._open()
             self._insert(rows)
-        except sqlite3.OperationalError as error:  # a full disk, say: no row of it would fit
-            with self._lock:
+        except (LedgerError, OSError) as error:
+            self._put_back(batch, error)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+                self._put_back(batch, error)
+                return
+            with self._lock:  # a full disk, say: no row of it would fit
                 self._dropped += len(rows)
             log.warning("%d observations were not stored: %s", len(rows), error)
         except (sqlite3.Error, ValueError, OverflowError):
             self._insert_singly(rows)
+
+    def _put_back(self, batch: Sequence[Observation], error: Exception) -> None:
+        """Let observations wait for the next flush, as far as the queue has room."""
+        log.warning("%d observations wait: %s", len(batch), error)
+        with self._lock:
+            room = max(0, self._capacity - len(self._pending))
+            self._pending[:0] = batch[:room]
+            self._dropped += len(batch[room:])
 
     def _tell_losses(self) -> None:
         lost = self._dropped - self._told
@@ -183,3 +222,12 @@ class ObservationLog(Closing):
                 with self._lock:
                     self._dropped += 1
                 log.warning("An observation was not stored: %s", error)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Return what tells a file from another one of that name; zeros where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_dev, found.st_ino

@@ -25,7 +25,8 @@ _DEFAULTS = {f.name: f.default for f in fields(Observation)} | {"request_id": ""
 _KEY_BYTES, _DIGEST_BYTES, _PERSON_BYTES = 32, 16, 16  # the last is BLAKE2's own limit
 _LEAST_BYTES = 1024 * 1024
 _DAY_S, _MIB = 86_400.0, 1024 * 1024
-_FIRST_ERROR = 400
+FIRST_ERROR = 400
+_REFUSALS_PER_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,9 @@ class LogRules:
     """What an observation log keeps. Applied before anything reaches its queue.
 
     A unit (`unit_key`, or the request itself where none was sent) is kept whole or not at all,
-    except that errors and deferred requests are always kept. `Observation.inclusion` says with
-    which probability a row was kept, so that counts can be corrected; see `ingot.observe.estimate`.
+    except that errors and deferred requests are always kept, and of many refusals some; see
+    `ingot.observe.thinning`. `Observation.inclusion` says with which probability a row was kept, so
+    that counts can be corrected; see `ingot.observe.estimate`.
 
     Attributes:
         sample: Fraction of units that is kept, in (0, 1].
@@ -45,6 +47,8 @@ class LogRules:
             the log if not given.
         max_age_s: Seconds after which rows are deleted; None keeps them.
         max_bytes: Size of the file beyond which the oldest rows go; None lets it grow.
+        refusals_per_s: Rows a second, about, for refused requests of each status and arm; infinity
+            keeps every one.
     """
 
     sample: float = 1.0
@@ -53,6 +57,7 @@ class LogRules:
     key_file: Path | None = None
     max_age_s: float | None = None
     max_bytes: int | None = None
+    refusals_per_s: float = _REFUSALS_PER_S
 
     def __post_init__(self) -> None:
         """Refuse rules that cannot be followed.
@@ -64,6 +69,11 @@ class LogRules:
             raise ServeError(
                 f"sample must be above 0 and at most 1; got {self.sample}. Use 0.1 for a tenth of "
                 "all units."
+            )
+        if not self.refusals_per_s > 0:
+            raise ServeError(
+                f"Refusals must be kept at more than 0 a second; got {self.refusals_per_s}. Use "
+                "inf to keep every one."
             )
         for name, kind in self.redact.items():
             _check_redaction(name, kind)
@@ -77,7 +87,10 @@ class LogRules:
 
     @classmethod
     def read(cls, path: Path) -> "LogRules":
-        """Read rules from TOML: `sample`, `salt`, `key_file`, `max_age_days`, `max_mb`, `[redact]`.
+        """Read rules from TOML.
+
+        It may hold `sample`, `salt`, `key_file`, `max_age_days`, `max_mb`, `refusals_per_s` and
+        `[redact]`.
 
         Raises:
             ServeError: The file cannot be read, or a rule is unknown or cannot be followed.
@@ -98,6 +111,7 @@ class LogRules:
             key_file=None if key is None else path.parent / key,
             max_age_s=None if days is None else days * _DAY_S,
             max_bytes=None if mb is None else int(mb * _MIB),
+            refusals_per_s=float(table.get("refusals_per_s", _REFUSALS_PER_S)),
         )
 
     def to_json(self) -> dict[str, Json]:
@@ -108,6 +122,7 @@ class LogRules:
             "redact": {name: kind for name, kind in self.redact.items() if kind != "keep"},
             "max_age_s": self.max_age_s,
             "max_bytes": self.max_bytes,
+            "refusals_per_s": self.refusals_per_s if self.refusals_per_s < math.inf else None,
         }
 
     @property
@@ -154,7 +169,7 @@ class Sieve:
     def pass_on(self, observation: Observation) -> Observation | None:
         """Return what is stored of an observation; None if it is not kept."""
         changes: dict[str, Any] = {}  # values of any field
-        always = observation.status >= _FIRST_ERROR or observation.deferred
+        always = observation.status >= FIRST_ERROR or observation.deferred
         if self._sample < 1 and not always:
             if not self._is_drawn(observation.unit_key or observation.request_id):
                 return None
@@ -217,7 +232,7 @@ def _check_redaction(name: str, kind: str) -> None:
 
 _ENTRIES: dict[str, tuple[type, ...]] = {
     "sample": (int, float), "salt": (str,), "key_file": (str,), "max_age_days": (int, float),
-    "max_mb": (int, float), "redact": (dict,),
+    "max_mb": (int, float), "refusals_per_s": (int, float), "redact": (dict,),
 }  # fmt: skip
 
 

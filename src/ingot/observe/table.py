@@ -86,6 +86,8 @@ def observation_of(row: tuple[Any, ...]) -> Observation:
 
 def note_rules(db: sqlite3.Connection, rules: LogRules, now: float) -> None:
     """Write down which rules a log is kept by, and since when."""
+    if db.execute("SELECT 1 FROM rules WHERE digest = ?", (rules.digest,)).fetchone():
+        return  # nothing to write, so another process that is writing keeps nobody waiting
     db.execute(
         "INSERT OR IGNORE INTO rules (digest, since, text) VALUES (?, ?, ?)",
         (rules.digest, now, json.dumps(rules.to_json(), sort_keys=True)),

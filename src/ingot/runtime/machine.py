@@ -4,7 +4,7 @@ import os
 import platform
 from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ingot.core.digest import Json, digest_json
 
@@ -59,6 +59,24 @@ def usable_cores() -> tuple[int, ...]:
     """Return the numbers of the logical cores this process may run on, ascending."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     return tuple(sorted(affinity(0))) if affinity else tuple(range(os.cpu_count() or 1))
+
+
+def memory_bytes(root: Path = Path("/")) -> int | None:
+    """Return the memory that this process may use; None where that is unknown.
+
+    It is the machine's, or less where a control group (a container, a unit of systemd) sets a
+    limit: `memory.max` of version 2 in any group above this process, or the limit of version 1.
+
+    Args:
+        root: Where `proc` and `sys` are found.
+    """
+    groups = root / "sys/fs/cgroup"
+    own = PurePosixPath(_field(_read(root / "proc/self/cgroup"), "0").lstrip(":/"))
+    files = [groups / group / "memory.max" for group in (own, *own.parents)]
+    limits = [_read(file).strip() for file in (*files, groups / "memory/memory.limit_in_bytes")]
+    found = [int(limit) for limit in limits if limit.isdigit()]
+    machine = _ram_bytes(_read(root / "proc/meminfo"))
+    return min(found if machine is None else [machine, *found], default=None)
 
 
 def _read(path: Path) -> str:

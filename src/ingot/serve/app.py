@@ -80,7 +80,7 @@ def build_app(
     named = _dealers(desks, versions, infer)
     dispatch = Dispatch(versions, infer, named)
     routes: list[BaseRoute] = [Route(path + "/infer", dispatch) for path in (MODEL, VERSION)]
-    pages = _Pages(served, around)
+    pages = _Pages(served, around, desks)
     routes += [*pages.routes(), *more]
     if desks:
         around.metrics.add(TrafficMetrics(desks))
@@ -140,14 +140,20 @@ def _series(one: Served, around: Surroundings) -> Series:
         "ingot_observations_dropped", "Observations that were not kept.",
         lambda: log.dropped if log is not None else 0, kind="counter",
     )  # fmt: skip
+    series.watch(
+        "ingot_observations_thinned", "Observations of refused requests that were left out.",
+        lambda: log.thinned if log is not None else 0, kind="counter",
+    )  # fmt: skip
     return series
 
 
 class _Pages:
     """Everything but inference."""
 
-    def __init__(self, served: Sequence[Served], around: Surroundings) -> None:
-        self._served, self._metrics = served, around.metrics
+    def __init__(
+        self, served: Sequence[Served], around: Surroundings, desks: Mapping[str, TrafficDesk]
+    ) -> None:
+        self._served, self._metrics, self._desks = served, around.metrics, desks
         self._gate, self._limits = around.gate, around.limits
         self._versions = [one.endpoint.version for one in served]
 
@@ -181,9 +187,9 @@ class _Pages:
         return json_answer({"live": True})
 
     async def ready(self, _request: "Request") -> "Response":
-        waiting = [one.state for one in self._served if not one.state.is_ready]
+        waiting = [one for one in self._served if self._is_missed(one)]
         # everybody may ask this page, and a reason can name files: who needs a key gets none here
-        reasons = [] if self._gate is not None else [state.trouble() for state in waiting]
+        reasons = [] if self._gate is not None else [one.state.trouble() for one in waiting]
         return readiness({}, is_ready=not waiting, reason=" ".join(filter(None, reasons)))
 
     async def model(self, request: "Request") -> "Response":
@@ -195,7 +201,26 @@ class _Pages:
     async def model_ready(self, request: "Request") -> "Response":
         one = await self._named(request)
         name, state = one.endpoint.version.name, one.state
-        return readiness({"name": name}, is_ready=state.is_ready, reason=state.trouble())
+        if "number" in request.path_params or name not in self._desks:
+            return readiness({"name": name}, is_ready=state.is_ready, reason=state.trouble())
+        missed = [
+            f"{other.endpoint.version.label} does not answer. {other.state.trouble()}".rstrip()
+            for other in self._served
+            if other.endpoint.version.name == name and self._is_missed(other)
+        ]
+        return readiness({"name": name}, is_ready=not missed, reason=" ".join(missed))
+
+    def _is_missed(self, one: Served) -> bool:
+        """Say whether a version does not answer, though requests come to it.
+
+        Where requests are dealt, those are the versions with a share of them now: a shadow, or a
+        canary that was rolled back, keeps nobody waiting.
+        """
+        if one.state.is_ready:
+            return False
+        version = one.endpoint.version
+        desk = self._desks.get(version.name)
+        return desk is None or version.number in desk.table.split.numbers
 
     async def stats(self, request: "Request") -> "Response":
         from ingot.serve.figures import show_stats

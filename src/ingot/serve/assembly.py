@@ -11,6 +11,7 @@ from ingot.runtime.generation.decoding import Decoding
 from ingot.serve.app import build_app
 from ingot.serve.desks import open_desks, start_desks
 from ingot.serve.endpoint import Endpoint
+from ingot.serve.room import Room
 from ingot.serve.state import Served, State
 from ingot.serve.surroundings import Surroundings
 from ingot.serve.traffic.desk import TrafficDesk
@@ -68,10 +69,10 @@ def assemble(
         ServeError: The model does not answer.
         EngineError: No session can be opened.
     """
-    around = open_surroundings(endpoint, stack)
+    room, around = Room.of(endpoint), open_surroundings(endpoint, stack)
     sessions = (session, *(None for _ in endpoint.beside))
     pairs = zip((endpoint, *endpoint.beside), sessions, strict=True)
-    served = tuple(_serve(*pair, stack) for pair in pairs)
+    served = tuple(_serve(*pair, stack, room) for pair in pairs)
     tracer = around.tracer
     if tracer is not None:
         for one in served:
@@ -162,9 +163,11 @@ def _console(
     return console_routes(console, endpoint, gate=around.gate)
 
 
-def _serve(endpoint: Endpoint, session: Session | Decoding | None, stack: ExitStack) -> "Served":
+def _serve(
+    endpoint: Endpoint, session: Session | Decoding | None, stack: ExitStack, room: Room
+) -> "Served":
     """Return a model with its state, warm if it runs in this process."""
-    state = State()
+    state = State(room=room)
     if endpoint.generation is not None or isinstance(session, Decoding):
         from ingot.serve.generation.writer import open_writer
 

@@ -56,8 +56,8 @@ class DecisionTable:
             self._db.close()
             raise
 
-    def add(self, endpoint: str, *values: object) -> None:
-        """Write one row. What was decided goes on when the disk does not take it."""
+    def add(self, endpoint: str, *values: object) -> int:
+        """Write one row and return its id. What was decided goes on without, as 0, on no disk."""
         try:
             with self._lock, transaction(self._db):
                 last = self._db.execute(self._insert, (endpoint, *values)).lastrowid or 0
@@ -67,6 +67,8 @@ class DecisionTable:
                     self._db.execute(prune, (last - self._kept,))
         except sqlite3.Error as error:  # a full disk, a closed file
             log.error("a decision about %s was not recorded: %s", endpoint, error)
+            return 0
+        return last
 
     def read(self, endpoint: str, *, after: int = 0, limit: int = 1000) -> list[Row]:
         """Return `(id, *columns)` of the newest rows above an id, in order of time."""

@@ -157,6 +157,9 @@ class Endpoint:
         log: SQLite file of the observation log.
         drain_s: Seconds that requests in flight get when the endpoint is told to stop.
         max_body_bytes: Larger request bodies are refused with 413.
+        max_in_flight_bytes: Bodies above 64 KiB of all requests at the address that are read or
+            answered take at most so much; more are refused with 503. An eighth of the memory if
+            None.
         workers: Processes that run the model; 0 runs it in the server's own process.
         is_idempotent: Whether a request may be sent again when the worker that had it died.
         batching: How requests share calls; None runs each alone.
@@ -189,6 +192,7 @@ class Endpoint:
     log: Path | None = None
     drain_s: float = 10.0
     max_body_bytes: int = 64 * 1024 * 1024
+    max_in_flight_bytes: int | None = None
     workers: int = 0
     is_idempotent: bool = True
     batching: Batching | None = None
@@ -214,7 +218,7 @@ class Endpoint:
         return digest_json({"version": self.version.digest, "host": self.host, "port": self.port})
 
     def run(self, *, on_ready: Callable[[str], None] | None = None) -> None:
-        """Serve until SIGTERM or SIGINT, then finish what is in flight.
+        """Serve until SIGTERM, SIGINT or SIGHUP, then finish what is in flight.
 
         Args:
             on_ready: Told the URL once requests are answered; with port 0 this is how it is learnt.

@@ -37,7 +37,8 @@ from ingot.serve.protocol import (
     encode_binary_response,
     encode_response,
 )
-from ingot.serve.routing import Headers, Receive, Reply, Scope, Send, refuse_path
+from ingot.serve.room import SMALL_BYTES
+from ingot.serve.routing import HUNG_UP, Headers, Receive, Reply, Scope, Send, refuse_path
 from ingot.serve.runner import Runner, blame
 from ingot.serve.state import ObservationSink, Served
 from ingot.serve.traffic.ticket import MAIN, TICKET, Exchange, Ticket
@@ -78,17 +79,26 @@ class _Call:
     limit_s: float
     ticket: Ticket
     body: bytes = b""
+    held: int = 0  # bytes of the room that it takes
     request_id: str = ""
     step: int = 0
     inputs_ref: str = ""
     client: str = ""
     json_bytes: int | None = None  # of an answer that has tensors after the JSON
     retry_after: str | None = None
+    limit: asyncio.Timeout | None = None  # while it waits for its answer
+    is_gone: bool = False
     reply: Any = None  # of a route that writes texts: what it has written so far
 
     def left_s(self) -> float:
         """Return the seconds in which it must still be answered."""
         return self.limit_s - (time.perf_counter() - self.started)
+
+    def hang_up(self) -> None:
+        """Wait no longer: nobody reads the answer, and others may be waiting for their turn."""
+        self.is_gone = True
+        if self.limit is not None:
+            self.limit.reschedule(asyncio.get_running_loop().time())
 
 
 class InferRoute:
@@ -147,6 +157,7 @@ class InferRoute:
                 await self._send(send, call, status, body)
         finally:
             self._state.in_flight -= 1
+            self._state.room.give(call.held)
             self._note(call, status, body)
 
     def answer_now(self, path: Mapping[str, str], headers: Headers, body: bytes) -> Reply | None:
@@ -194,7 +205,8 @@ class InferRoute:
         now, limit_s = time.perf_counter(), self._timeout_s
         return _Call(self._clock(), now, path, method, known, limit_s, ticket)
 
-    async def _answer(self, call: _Call, scope: Scope, receive: Receive) -> tuple[int, bytes]:
+    # Any: an ASGI scope is an open mapping
+    async def _answer(self, call: _Call, scope: Any, receive: Receive) -> tuple[int, bytes]:
         try:
             self._identify(call)
             caller = None
@@ -213,6 +225,7 @@ class InferRoute:
             is_small = len(body) <= state.inline_bytes and state.runner is None
             if is_small and call.left_s() > 0:
                 return 200, self._infer(call, body)
+            scope[HUNG_UP] = call.hang_up
             return 200, await self._in_time(call, body)
         except Exception as error:  # noqa: BLE001 # logged where the answer is made
             return _failed(call, error)
@@ -224,15 +237,19 @@ class InferRoute:
         state.waiting += 1
         try:
             async with asyncio.timeout(call.left_s()) as limit:
+                call.limit = limit
                 if state.runner is None:
                     return await state.threads.run(self._infer, call, body)
                 return await self._elsewhere(state.runner, call, body)
         except TimeoutError:
+            if call.is_gone:
+                raise RequestError("The caller hung up.", status=CLIENT_GONE) from None
             if limit.expired():
                 raise late(call.limit_s) from None
             raise
         finally:
             state.waiting -= 1
+            call.limit = None
 
     async def _elsewhere(self, runner: Runner, call: _Call, body: bytes) -> bytes:
         run = self._state.threads.run
@@ -308,7 +325,7 @@ class InferRoute:
             )
 
     async def _body(self, call: _Call, receive: Receive) -> bytes | None:
-        self._check_size(int(call.headers.get(b"content-length", "0")))
+        self._hold(call, int(call.headers.get(b"content-length", "0")))
         parts: list[bytes] = []
         size = 0
         while True:
@@ -317,18 +334,22 @@ class InferRoute:
                 return None
             part = message.get("body", b"")
             size += len(part)
-            self._check_size(size)  # a body without a length, or with a false one, is caught here
+            self._hold(call, size)  # a body without a length, or with a false one, is caught here
             parts.append(part)
             if not message.get("more_body", False):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _check_size(self, size: int) -> None:
+    def _hold(self, call: _Call, size: int) -> None:
+        """Keep room for a body, or refuse it before more of it is read."""
         if size > self._limit:
             raise RequestError(
                 f"A body must be at most {self._limit:,} bytes; got {size:,}. Send fewer examples "
                 "per request, or raise the limit (--max-body-mb).",
                 status=413,
             )
+        if size > max(call.held, SMALL_BYTES):
+            self._state.room.take(size - call.held)
+            call.held = size
 
     async def _send(self, send: Send, call: _Call, status: int, body: bytes) -> None:
         headers = self._reply_headers(call, status, len(body))
@@ -391,7 +412,7 @@ def _failed(call: _Call, error: Exception) -> tuple[int, bytes]:
     """Return status and body for a request that is refused, or on which the engine failed."""
     if isinstance(error, RequestError):
         call.retry_after = error.retry_after
-        return error.status, encode_problem(error.status, str(error))
+        return error.status, b"" if call.is_gone else encode_problem(error.status, str(error))
     # a process edge: engines raise anything, a request gets its answer
     log.error("request %s failed", call.request_id, exc_info=error)
     return 500, encode_problem(

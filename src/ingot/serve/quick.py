@@ -28,6 +28,7 @@ class QuickProtocol(HttpToolsProtocol):  # type: ignore[misc] # uvicorn is untyp
     _route: QuickRoute | None = None  # of the request that is being read
     _path: Mapping[str, str] = {}
     _body = b""
+    _progressed = False  # a head ended, or a body that is read went on, in the newest bytes
 
     # Any: uvicorn's own objects
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -47,12 +48,15 @@ class QuickProtocol(HttpToolsProtocol):  # type: ignore[misc] # uvicorn is untyp
         if found is not None and self._is_plain():
             self._route, self._path = found
             self._body = b""
+        elif self.parser.should_upgrade():
+            self._stay_with_this_protocol()
         else:
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
         if self._route is None:
+            self._progressed = self._progressed or not self.cycle.response_complete
             super().on_body(body)
         else:
             self._body += body
@@ -78,6 +82,13 @@ class QuickProtocol(HttpToolsProtocol):  # type: ignore[misc] # uvicorn is untyp
             and parser.should_keep_alive()
             and not parser.should_upgrade()
         )
+
+    def _stay_with_this_protocol(self) -> None:
+        """Answer a caller who offers another protocol, then hang up: the parser reads no more."""
+        if self.parser.get_method() == b"POST":
+            raise ValueError("the parser has taken the body for the other protocol")
+        super().on_headers_complete()
+        self.cycle.keep_alive = False
 
     def _go_the_long_way(self) -> None:
         self._route = None

@@ -13,6 +13,7 @@ Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
 
+HUNG_UP = "ingot.hung_up"  # in a scope: called when its caller hangs up before the answer
 MODEL = "/v2/models/{name}"
 VERSION = MODEL + "/versions/{number}"
 

@@ -122,7 +122,7 @@ def start(server: "Server", listener: socket.socket) -> threading.Thread:
 def run_until_stopped(
     begin: Callable[[], Running], on_ready: Callable[[str], None] | None = None
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. Call it from the main thread.
+    """Serve until SIGTERM, SIGINT or SIGHUP, then drain. Call it from the main thread.
 
     Args:
         begin: Starts the server.
@@ -152,7 +152,10 @@ def run_until_stopped(
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """Give an event that SIGTERM and SIGINT set; the second one interrupts."""
+    """Give an event that SIGTERM, SIGINT and SIGHUP set; the second one interrupts.
+
+    SIGHUP, the end of the terminal, is left alone where it is ignored, as under nohup.
+    """
     asked = threading.Event()
 
     def stop(number: int, _frame: FrameType | None) -> None:
@@ -161,7 +164,10 @@ def stop_signals() -> Iterator[threading.Event]:
         log.info("%s: draining", signal.Signals(number).name)
         asked.set()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield asked
     finally:

@@ -90,7 +90,7 @@ def run(
     *,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. Call it from the main thread.
+    """Serve until SIGTERM, SIGINT or SIGHUP, then drain. Call it from the main thread.
 
     Args:
         endpoint: What to serve.

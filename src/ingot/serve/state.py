@@ -8,6 +8,7 @@ from ingot.data.data import Array
 from ingot.observe.observation import Observation
 from ingot.runtime.engine import Session
 from ingot.serve.endpoint import Endpoint
+from ingot.serve.room import Room
 from ingot.serve.runner import Runner, Threads
 
 
@@ -17,6 +18,11 @@ class ObservationSink(Protocol):
     @property
     def dropped(self) -> int:
         """How many could not be kept."""
+        ...
+
+    @property
+    def thinned(self) -> int:
+        """How many refused requests were left out, so that a flood of them is bounded."""
         ...
 
     def record(self, observation: Observation) -> None:
@@ -38,6 +44,7 @@ class State:
         sample: Inputs that the model has answered.
         runner: What answers instead of a session in this process.
         threads: Those threads.
+        room: What the bodies of its requests take, shared by all models of a server.
         trouble: Says why nothing may be able to answer; empty if nothing is known.
     """
 
@@ -49,6 +56,7 @@ class State:
     sample: Mapping[str, Array] | None = None
     runner: Runner | None = None
     threads: Threads = field(default_factory=Threads)
+    room: Room = field(default_factory=Room)
     trouble: Callable[[], str] = str
 
     @property

@@ -15,6 +15,7 @@ import uvicorn
 from ingot.serve.endpoint import Endpoint
 from ingot.serve.problems import PROBLEM_TYPE, encode_problem
 from ingot.serve.quick import QuickProtocol
+from ingot.serve.routing import HUNG_UP
 from ingot.serve.rpc.service import RpcServer
 from ingot.serve.workers.workforce import Workforce
 
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 _KEEP_ALIVE_S = 60
 _SWEEP_S = 0.5
 _MOST_HEAD_BYTES = 64 * 1024
+_MOST_PIPELINED = 1000  # each takes about a kilobyte
 
 
 class Server(uvicorn.Server):  # type: ignore[misc] # uvicorn is untyped here
@@ -103,36 +105,47 @@ class GuardedProtocol(QuickProtocol):
     Time is looked at twice a second from outside, so that a request pays nothing for it.
     """
 
-    _head_bytes, _had_head = 0, False
+    _head_bytes = 0  # since a head ended or a body went on
     _owed: tuple[str, Any] | None = None  # what the caller was last seen to owe
     _owed_since = 0.0
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes; a head without end is refused with 431."""
-        self._had_head = False
+        """Take bytes; a head or trailers without end are refused with 431."""
+        self._progressed = False
         super().data_received(data)
-        if self._had_head:
+        if self._progressed:
             self._head_bytes = 0
-        # a head without end, or the rest of a body that was answered without being read
-        elif self.cycle is None or self.cycle.response_complete:
-            self._head_bytes += len(data)
-            if self._head_bytes > _MOST_HEAD_BYTES:
-                self._refuse(
-                    431, f"Headers must take at most {_MOST_HEAD_BYTES:,} bytes. Send fewer."
-                )
+            return
+        # a head, or what ends a body, or the rest of a body that was answered without being read
+        self._head_bytes += len(data)
+        if self._head_bytes > _MOST_HEAD_BYTES:
+            self._refuse(431, f"Headers must take at most {_MOST_HEAD_BYTES:,} bytes. Send fewer.")
 
     def on_headers_complete(self) -> None:
         """Note that a head has ended."""
-        self._had_head = True
+        self._progressed = True
         super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the request whose caller hangs up, so that it keeps nobody else waiting."""
+        cycle = self.cycle
+        is_waiting = cycle is not None and not cycle.response_complete
+        super().connection_lost(exc)
+        if is_waiting and (hung_up := cycle.scope.get(HUNG_UP)) is not None:
+            hung_up()
 
     def hang_up_if_slow(self, now: float, limit_s: float) -> None:
         """Close the connection if a request, or the reading of an answer, takes too long.
+
+        One on which too many requests wait for those before them is closed too.
 
         Args:
             now: Monotonic seconds.
             limit_s: How long a caller may take for either.
         """
+        if len(self.pipeline) > _MOST_PIPELINED:
+            self.transport.abort()
+            return
         owed = self._owes()
         if owed is None or owed != self._owed:
             self._owed, self._owed_since = owed, now
@@ -153,7 +166,13 @@ class GuardedProtocol(QuickProtocol):
     def send_400_response(self, msg: str) -> None:
         """Refuse what is not HTTP, in the words of every other refusal."""
         del msg
-        self._refuse(400, "A request must be HTTP/1.1; this one is not. Check the client.")
+        words = "A request must be HTTP/1.1; this one is not. Check the client."
+        if self.parser.should_upgrade():
+            words = (
+                "A request with a body must not offer another protocol; this one does. Turn the "
+                "upgrade off in the client (in Java: HttpClient.Version.HTTP_1_1)."
+            )
+        self._refuse(400, words)
 
     def _refuse(self, status: int, message: str) -> None:
         cycle = self.cycle

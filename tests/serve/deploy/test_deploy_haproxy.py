@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from ingot.serve.deploy import haproxy
+from ingot.serve.endpoint import Tls
 
 # what Ray Serve 2.60 writes, shortened
 CONFIG = """\
@@ -55,6 +56,23 @@ def test_narrowing_twice_changes_nothing_more():
     once = haproxy.narrow(CONFIG, "10.0.0.1:8000", "refusal.http")
 
     assert haproxy.narrow(once, "10.0.0.1:8000", "refusal.http") == once
+
+
+def test_only_the_answers_are_encrypted_and_only_once():
+    once = haproxy.narrow(CONFIG, "127.0.0.1:8000", "refusal.http", "both.pem")
+
+    assert once.count(" ssl crt both.pem\n") == 1
+    assert "bind 127.0.0.1:8000 ssl crt both.pem\n" in once
+    assert haproxy.narrow(once, "127.0.0.1:8000", "refusal.http", "both.pem") == once
+
+
+def test_the_certificate_and_its_key_are_for_their_owner_alone(tmp_path):
+    (tmp_path / "cert.pem").write_text("CERT")
+    (tmp_path / "key.pem").write_text("KEY")
+    path = haproxy.write_certificate(tmp_path, Tls(tmp_path / "cert.pem", tmp_path / "key.pem"))
+
+    assert path.read_text() == "CERT\nKEY"
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_what_no_replica_takes_is_refused_in_our_words():

@@ -3,6 +3,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from certificates import make_certificate
+from ray_here import HAS_RAY, needs_ray
 
 from ingot.core.errors import MissingExtraError, ServeError
-from ingot.core.extras import is_installed
 from ingot.serve.client import predict
 from ingot.serve.deploy.processes import descendants
 from ingot.serve.deploy.ray_app import RayServe
@@ -23,7 +25,6 @@ from ingot.serve.endpoint import Endpoint, Tls
 from ingot.serve.server import serve_in_thread
 from ingot.testing.tiny import toy_images
 
-HAS_RAY = is_installed("ray.serve") and sys.platform == "linux"
 BODY = {"id": "one", "inputs": [
     {"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32",
      "data": [round(0.01 * i, 2) for i in range(64)]}
@@ -50,7 +51,7 @@ def test_figures_that_ray_cannot_run_are_refused(here, wrong, words):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"grpc_port": 0}, "plain HTTP"),
+        ({"grpc_port": 0}, "HTTP alone"),
         ({"workers": 2}, "replicas instead"),
         ({"timeout_s": 0}, "timeout_s"),
     ],
@@ -105,9 +106,9 @@ def test_without_ray_the_extra_is_named(here):
 class Deployed:
     """`ingot deploy ray` in a process of its own, and everything it started."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *more: object) -> None:
         self.log = folder / "ray.log"
-        words = ["deploy", "ray", "digits@prod", "--port", "0", "--drain-s", "5"]
+        words = ["deploy", "ray", "digits@prod", "--port", "0", "--drain-s", "5", *map(str, more)]
         with self.log.open("w") as out:
             self.keeper = subprocess.Popen(
                 [sys.executable, "-m", "ingot.cli", *words],
@@ -182,9 +183,6 @@ def deployed(ray_home):
         one.keeper.wait(90)
 
 
-needs_ray = pytest.mark.skipif(not HAS_RAY, reason="Ray is not installed, or this is not Linux")
-
-
 @needs_ray
 def test_ray_gives_the_bytes_of_the_direct_endpoint(deployed, released):
     path = "/v2/models/digits/infer"
@@ -237,3 +235,22 @@ def test_a_driver_that_is_killed_leaves_no_process_and_no_port(deployed):
     with socket.socket() as free:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         free.bind(("127.0.0.1", port))
+
+
+@needs_ray
+def test_with_a_certificate_requests_are_encrypted_and_nothing_is_left(ray_home):
+    tls = make_certificate(ray_home)
+    one = Deployed(ray_home, "--tls-cert", tls.certificate, "--tls-key", tls.key)
+    try:
+        path = f"{one.url}/v2/models/digits/infer"
+        context = ssl.create_default_context(cafile=str(tls.certificate))
+        answer = httpx.post(path, json=BODY, verify=context, trust_env=False)
+        with pytest.raises(httpx.TransportError):
+            httpx.post(path.replace("https", "http"), json=BODY, trust_env=False)
+    finally:
+        one.keeper.send_signal(signal.SIGTERM)
+        ended = one.keeper.wait(90)
+
+    assert answer.status_code == 200
+    assert ended == 0
+    assert one.left() == {}

@@ -7,7 +7,8 @@ from pathlib import Path
 import httpx
 import pytest
 from job_sessions import open_doubler
-from job_words import JOBS, request_of, wait_for
+from job_words import JOBS, request_of
+from outside import wait_for
 
 from ingot.serve.endpoint import Endpoint
 from ingot.serve.jobs.job import RetryPolicy

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from job_sessions import BREAK
-from job_words import JOBS, request_of, wait_for
+from job_words import JOBS, request_of
+from outside import wait_for
 
 from ingot.serve import assembly
 from ingot.serve.access.keys import KeyStore

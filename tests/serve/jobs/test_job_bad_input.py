@@ -2,17 +2,16 @@
 
 import json
 import os
-import socket
 import sqlite3
 import time
 from contextlib import closing
 from dataclasses import replace
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from job_sessions import SLEEP
-from job_words import JOBS, request_of, wait_for
+from job_words import JOBS, request_of
+from outside import connect, read_all, wait_for
 
 from ingot.core.errors import IngotError, MissingExtraError
 from ingot.serve.access.keys import KeyStore
@@ -27,18 +26,6 @@ DAY_S = 86_400.0
 HEAD = b"POST /v2/models/doubler/jobs HTTP/1.1\r\ncontent-length: 90"
 METADATA = ["http://169.254.169.254/latest/meta-data", "http://[fd00:ec2::254]/",
             "http://metadata.google.internal/", "file://169.254.169.254/etc/passwd"]  # fmt: skip
-
-
-def connect(running):
-    parts = urlsplit(running.url)
-    return socket.create_connection((parts.hostname, parts.port), timeout=20)
-
-
-def read_all(connection):
-    parts = []
-    while part := connection.recv(65536):
-        parts.append(part)
-    return b"".join(parts)
 
 
 @pytest.mark.parametrize("name", ["jobs.sqlite", "scaling.sqlite", "webhook.key"])

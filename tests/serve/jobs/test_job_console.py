@@ -7,7 +7,8 @@ from dataclasses import replace
 import httpx
 import pytest
 from job_sessions import BREAK, HANG
-from job_words import JOBS, request_of, wait_for
+from job_words import JOBS, request_of
+from outside import wait_for
 
 from ingot.serve.access.keys import KeyStore
 from ingot.serve.console.page import Visit

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from job_sessions import BREAK, BUG, HANG, KILL, SLEEP, die_at_start, open_nothing
-from job_words import JOBS, request_of, wait_for
+from job_words import JOBS, request_of
+from outside import wait_for
 
 from ingot.core.errors import ServeError
 from ingot.observe.log import ObservationLog

@@ -7,9 +7,10 @@ from dataclasses import replace
 import httpx
 import pytest
 from job_sessions import BREAK, HANG, KILL, SLEEP
-from job_words import JOBS, request_of, wait_for
+from job_words import JOBS, request_of
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from otlp_collector import collecting
+from outside import wait_for
 
 from ingot.observe.reading import read_log
 from ingot.observe.rules import LogRules

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from job_words import JOBS, request_of, wait_for
+from job_words import JOBS, request_of
+from outside import wait_for
 
 from ingot.serve.jobs import disks
 from ingot.serve.jobs.job import JobState

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 from job_sessions import BREAK, BUG, SLEEP, Doubler
-from job_words import request_of, wait_for
+from job_words import request_of
+from outside import wait_for
 
 from ingot.core.errors import EngineError
 from ingot.serve.jobs import instance

@@ -7,7 +7,8 @@ from dataclasses import replace
 import httpx
 import pytest
 from job_sessions import open_stuck
-from job_words import JOBS, request_of, wait_for
+from job_words import JOBS, request_of
+from outside import wait_for
 
 from ingot.core.errors import ServeError
 from ingot.serve.jobs import supervisor

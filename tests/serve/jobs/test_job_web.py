@@ -5,7 +5,8 @@ from urllib.parse import urlsplit
 
 import pytest
 from job_sessions import SLEEP
-from job_words import JOBS, request_of, wait_for
+from job_words import JOBS, request_of
+from outside import wait_for
 
 from ingot.serve.jobs.job import StoreError
 

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from job_words import request_of, wait_for
+from job_words import request_of
+from outside import wait_for
 
 from ingot.core.errors import MissingExtraError
 from ingot.serve.deploy.scaling import AsyncScaling, Scaling, scaled_object

@@ -7,6 +7,7 @@ from dataclasses import replace
 import httpx
 import numpy as np
 import pytest
+from outside import Clock
 
 from ingot.observe.stats import Stats
 from ingot.serve import assembly
@@ -33,13 +34,6 @@ BODY = {
         {"name": "mask", "shape": [1], "datatype": "INT64", "data": [1]},
     ]
 }
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from outside import Clock
 
 from ingot.core.errors import ServeError
 from ingot.serve.traffic import desk as desk_module
@@ -16,13 +17,6 @@ from ingot.serve.traffic.ticket import TICKET
 from ingot.twin.canary import Canary
 
 CANARY = Canary(4, ("error_rate <= 0.05",), steps=(0.2, 1.0), step_s=10, step_requests=50)
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture
@@ -295,3 +289,89 @@ def test_by_hand_without_a_canary_is_refused(open_desk, tmp_path):
     with pytest.raises(ServeError, match="Valid: 2, 3, 4"):
         desk.set_weights({8: 1.0}, "ann")
     assert desk.tick() is None
+
+
+def test_a_roll_back_reaches_the_other_server_and_its_step_does_not(open_desk, plan):
+    clock = Clock()
+    one, other = open_desk(plan, clock), open_desk(plan, clock)
+    deal(one, 1000)
+    deal(other, 1000)
+    clock.now += 10
+    one.tick()
+    other.tick()
+    steps = [desk.table.split.weight(4) for desk in (one, other)]
+    deal(one, 300, lambda number: 500)
+    one.tick()
+
+    heard = other.tick()
+
+    assert steps == [1.0, 1.0]
+    assert heard is None
+    assert [desk.state for desk in (one, other)] == ["rolled back"] * 2
+    assert 4 not in deal(other, 300)
+    actions = [row["action"] for row in one.describe()["decisions"]]
+    assert actions == ["start", "next", "next", "roll back"]
+
+
+def test_a_step_is_of_one_server(open_desk, plan):
+    clock = Clock()
+    one, other = open_desk(plan, clock), open_desk(plan, clock)
+    deal(one, 1000)
+    clock.now += 10
+    one.tick()
+
+    other.tick()
+
+    assert [desk.table.split.weight(4) for desk in (one, other)] == [1.0, 0.2]
+
+
+def test_a_roll_back_that_a_step_crossed_holds_after_a_restart(open_desk, plan, monkeypatch):
+    clock = Clock()
+    one, other = open_desk(plan, clock), open_desk(plan, clock)
+    deal(other, 1000)
+    clock.now += 10
+    hear = other._hear
+    monkeypatch.setattr(other, "_hear", lambda: (hear(), one.roll_back("ann")))
+    assert other.tick().action == "next"
+    monkeypatch.undo()
+
+    other.tick()
+    again = open_desk(plan, clock)
+
+    assert [desk.state for desk in (one, other, again)] == ["rolled back"] * 3
+    assert one.tick() is None
+    assert one.state == "rolled back"
+
+
+def test_what_is_set_by_hand_reaches_servers_without_a_canary(open_desk, plan, tmp_path):
+    split = Traffic(Split(((3, 0.5), (2, 0.5))), record=tmp_path / "hand.sqlite")
+    one, other = open_desk(split), open_desk(split)
+    one.set_weights({3: 0.9, 2: 0.1}, "ann")
+
+    other.tick()
+    other.set_weights({3: 1.0, 2: 0.0}, "bob")
+    for desk in (one, other):
+        desk.tick()
+
+    assert [desk.table.split.weight(3) for desk in (one, other)] == [1.0, 1.0]
+    assert [row["who"] for row in one.describe()["decisions"]] == ["", "ann", "bob"]
+
+
+def test_what_was_decided_before_a_start_is_not_heard_again(open_desk, plan):
+    first = open_desk(plan)
+    first.roll_back("ann")
+    first.restart("bob")
+
+    again = open_desk(plan)
+    table = again.table
+    again.tick()
+
+    assert again.table is table
+
+
+def test_a_record_that_cannot_be_read_does_not_keep_a_canary_from_its_judge(open_desk, plan):
+    desk = open_desk(plan)
+    deal(desk, 300, lambda number: 500 if number == 4 else 200)
+    desk._record.close()
+
+    assert desk.tick().action == "roll back"

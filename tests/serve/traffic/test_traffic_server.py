@@ -7,6 +7,7 @@ from dataclasses import replace
 import httpx
 import numpy as np
 import pytest
+from outside import wait_for
 
 from ingot.core.errors import ServeError
 from ingot.models.model import Signature, TensorSpec
@@ -82,13 +83,6 @@ def serve(endpoint, monkeypatch):
         for session in one.sessions.values():
             session.opened.set()
         one.running.stop()
-
-
-def wait_for(claim):
-    deadline = time.monotonic() + 20
-    while not claim():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def observations(served, endpoint):
@@ -418,3 +412,42 @@ def test_a_batched_shadow_in_workers_that_answers_callers_too_is_refused(endpoin
 
     with pytest.raises(ServeError, match="must not join a call"):
         serve_in_thread(replace(endpoint, traffic=Traffic(HALVES, Shadow(2)), beside=(other,)))
+
+
+def test_a_name_is_ready_when_every_version_with_a_share_answers(serve):
+    served = serve(Traffic(HALVES, Shadow(4)))
+    three, two, four = served.running.states
+
+    found = []
+    for down in (two, four):
+        down.is_warm = False
+        pages = ("/v2/models/doubler/ready", "/v2/health/ready")
+        found.append([served.http.get(page) for page in pages])
+        down.is_warm = True
+
+    assert three.is_ready
+    assert [[answer.status_code for answer in one] for one in found] == [[503, 503], [200, 200]]
+    assert found[0][0].json()["reason"] == "doubler:2 does not answer."
+
+
+def test_a_version_that_is_named_is_ready_by_itself(serve):
+    served = serve(Traffic(HALVES, Shadow(4)))
+    served.running.states[2].is_warm = False
+
+    answers = [
+        served.http.get(f"/v2/models/doubler/versions/{n}/ready").status_code for n in (3, 2, 4)
+    ]
+
+    assert answers == [200, 200, 503]
+
+
+def test_a_canary_that_was_rolled_back_keeps_nobody_waiting(serve, tmp_path):
+    canary = Canary(4, ("error_rate <= 0.05",), steps=(0.2, 1.0))
+    served = serve(Traffic(canary=canary, record=tmp_path / "traffic.sqlite"))
+    served.running.states[2].is_warm = False
+
+    before = served.http.get("/v2/health/ready").status_code
+    traffic(served.url, "doubler", {"roll_back": True})
+    after = served.http.get("/v2/health/ready").status_code
+
+    assert (before, after) == (503, 200)

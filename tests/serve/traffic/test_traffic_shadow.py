@@ -9,6 +9,7 @@ import pytest
 from ingot.observe.observation import Observation
 from ingot.serve.problems import refused
 from ingot.serve.protocol import encode_request
+from ingot.serve.room import Room
 from ingot.serve.traffic.plan import Shadow
 from ingot.serve.traffic.shadow import Copies, Watched
 from ingot.serve.traffic.ticket import Exchange
@@ -49,7 +50,9 @@ async def breaks():
 
 def copy(endpoint, act=answers, *, exchange=None, given=GIVEN, **state):
     """Copy one request to a version whose runner does `act`; return its sums and observations."""
-    found = SimpleNamespace(in_flight=0, sample=None, runner=Runner(act), is_draining=False)
+    found = SimpleNamespace(
+        in_flight=0, sample=None, runner=Runner(act), is_draining=False, room=Room()
+    )
     for name, value in state.items():
         setattr(found, name, value)
     runs, seen = SimpleNamespace(session=None, state=found), []
@@ -113,3 +116,12 @@ def test_a_request_that_does_not_fit_the_shadow_is_its_refusal(endpoint):
     sums, _ = copy(endpoint, exchange=Exchange(b"{}", None, ANSWER, None))
 
     assert sums.statuses == {(200, 400): 1}
+
+
+@pytest.mark.parametrize(("most", "dropped"), [(10, 1), (10_000, 0)])
+def test_a_copy_without_room_is_dropped_and_room_is_given_back(endpoint, most, dropped):
+    room = Room(most)
+
+    sums, _ = copy(endpoint, room=room)
+
+    assert (sums.dropped, room.used) == (dropped, 0)

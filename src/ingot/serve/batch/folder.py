@@ -63,9 +63,9 @@ class Places:
         return Journal(self.work).read(_FACTS)
 
     @property
-    def has_parts(self) -> bool:
-        """Whether an earlier run has finished any part."""
-        return any(self.work.glob("part-*.json"))
+    def notes(self) -> list[Path]:
+        """What says that a part is finished, one file for each."""
+        return sorted(self.work.glob("part-*.json"))
 
     def check_free(self) -> None:
         """Refuse to write where something is that no batch has written.

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol
+from typing import Protocol
 
 from ingot.core.errors import IngotError, ServeError
 from ingot.serve.batch.work import Done, Part, Work, Worker
@@ -61,63 +61,23 @@ def answer_in_processes(
         ServeError: Every process that was given some part died.
         IngotError: What a worker raised.
     """
-    yield from answer_by(_Forked(work, opener), parts, processes)
-
-
-def answer_by(crew: "Crew", parts: Iterator[Part], processes: int) -> Iterator[Done]:
-    """Answer parts by processes of some kind, in whatever order they finish.
-
-    Args:
-        crew: Starts and ends them.
-        parts: Taken one at a time, when a process is free.
-        processes: How many.
-
-    Raises:
-        ServeError: Every process that was given some part died.
-        IngotError: What a worker raised.
-    """
-    pool = _Pool(crew)
+    pool = _Pool(_Forked(work, opener))
     try:
         yield from pool.run(parts, processes)
     finally:
         pool.stop()
 
 
-class Crew(Protocol):
-    """Processes of some kind: forked here, or somewhere else."""
-
-    # Any: a handle that only the crew looks into
-    def start(self) -> Any:
-        """Start a process and return a handle of it."""
-        ...
-
-    def give(self, handle: Any, part: Part) -> None:
-        """Let a process answer a part."""
-        ...
-
-    def ready(self, handles: list[Any]) -> list[Any]:
-        """Wait until at least one process has answered or died; return these."""
-        ...
-
-    def take(self, handle: Any) -> object:
-        """Return what a process answered, or None if it died; it is gone then."""
-        ...
-
-    def end(self, handles: list[Any]) -> None:
-        """End processes."""
-        ...
-
-
 @dataclass(slots=True)
 class _Seat:
     """One process and the part it is at."""
 
-    handle: Any  # the crew's
+    handle: Child
     part: Part | None = None
 
 
 class _Pool:
-    def __init__(self, crew: Crew) -> None:
+    def __init__(self, crew: "_Forked") -> None:
         self._crew = crew
         self._seats: list[_Seat] = []
         self._again: list[Part] = []
@@ -179,14 +139,18 @@ class _Pool:
         tries = self._tries[part.index] = self._tries.get(part.index, 0) + 1
         if tries < TRIES:
             return True
-        first, last = part.rows[0].number, part.rows[-1].number
-        error = ServeError(
-            f"A process must live through its part; {TRIES} died one after another at rows "
-            f"{first} to {last}. Look there for a row that the engine cannot bear, or give fewer "
-            "--processes if memory ran out. Parts that are finished stay."
-        )
-        self._failure = self._failure or error
+        self._failure = self._failure or deadly(part)
         return False
+
+
+def deadly(part: Part) -> ServeError:
+    """Return what to say of a part that killed every process it was given to."""
+    first, last = part.rows[0].number, part.rows[-1].number
+    return ServeError(
+        f"A process must live through its part; {TRIES} died one after another at rows "
+        f"{first} to {last}. Look there for a row that the engine cannot bear, or give fewer "
+        "--processes if memory ran out. Parts that are finished stay."
+    )
 
 
 class _Forked:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Any
 
 from ingot.core.digest import Json, digest_json
@@ -17,13 +18,11 @@ from ingot.search.journal import Journal
 from ingot.serve.batch.batch import Batch, BatchSummary
 from ingot.serve.batch.feeding import MisfitError
 from ingot.serve.batch.folder import Places, changes, write_manifest
+from ingot.serve.batch.parts import Waiting
 from ingot.serve.batch.plan import Plan, plan_batch, stamps_of
 from ingot.serve.batch.pool import answer_here, answer_in_processes
-from ingot.serve.batch.rows import Row, rows_of
-from ingot.serve.batch.work import SHOWN, Done, Part
+from ingot.serve.batch.work import SHOWN, Done
 
-PART_BYTES = 32 * 1024 * 1024  # of a part's rows, about: wide rows make shorter parts
-_CELL_BYTES = 8  # of a number
 _STARTED = "started"
 FILES_NAMED = 100  # in a manifest; the digest of the input covers all of them
 
@@ -82,7 +81,7 @@ def run_batch(
         if fresh:
             plan.places.forget()
             plan.places.check_free()  # a folder may hold more than the batch that was forgotten
-        if not plan.places.has_parts:
+        if not plan.places.notes:
             Journal(plan.places.work).write(_STARTED, {"time": _text(now())})
             plan.places.begin(plan.facts)
         plan.places.clean()
@@ -99,32 +98,13 @@ def finished_parts(plan: Plan) -> int:
         ServeError: They are of another batch.
     """
     found = _check_earlier(plan)
-    return int(found["parts"]) if found else len(list(plan.places.work.glob("part-*.json")))
-
-
-def parts_of(rows: Iterator[Row], part_rows: int) -> Iterator[Part]:
-    """Cut rows into parts of `part_rows`, or fewer where rows are wide: about 32 MiB at most."""
-    index, held, size = 0, [], 0
-    for row in rows:
-        held.append(row)
-        size += sum(map(_weigh, row.values.values())) if row.values else 0
-        if len(held) == part_rows or size >= PART_BYTES:
-            yield Part(index, held)
-            index, held, size = index + 1, [], 0
-    if held:
-        yield Part(index, held)
-
-
-def _weigh(value: Any) -> int:
-    if isinstance(value, list):
-        return len(value) * _weigh(value[0]) if value else 0
-    return len(value) if isinstance(value, str | bytes) else _CELL_BYTES
+    return int(found["parts"]) if found else len(plan.places.notes)
 
 
 def _check_earlier(plan: Plan) -> Mapping[str, Any] | None:
     """Return the manifest if the batch is finished already; refuse what is of another batch."""
     manifest = plan.places.read_manifest()
-    before = manifest or (plan.places.read_facts() if plan.places.has_parts else None)
+    before = manifest or (plan.places.read_facts() if plan.places.notes else None)
     if before is None:
         return None
     differs = changes({k: v for k, v in before.items() if k in plan.facts}, plan.facts)
@@ -144,24 +124,14 @@ def _check_earlier(plan: Plan) -> Mapping[str, Any] | None:
 def _answer(plan: Plan, progress: Progress) -> _Tally:
     """Answer every part that is not finished, and stop when too many rows are refused."""
     tally, total = _Tally(), plan.scan.rows
-    is_new = not plan.places.has_parts
-    waiting = _waiting(plan, tally)
-    if plan.batch.on == "ray":
-        from ingot.serve.batch.on_ray import answer_on_ray
-
-        answers = answer_on_ray(waiting, plan.work, plan.processes)
-    elif plan.processes == 1:
-        answers = answer_here(waiting, plan.work)
-    else:
-        answers = answer_in_processes(waiting, plan.work, plan.processes)
     progress.step("answering rows", 0, total)
     try:
-        for done in answers:
+        for done in _answers(plan, tally):
             plan.places.finish(done)
             tally.add(done)
             progress.step("answering rows", tally.rows, max(total, tally.rows))
     except MisfitError:
-        if is_new and tally.rows == tally.errors:  # nothing was answered: nothing is worth keeping
+        if not tally.resumed and tally.rows == tally.errors:  # nothing is worth keeping
             plan.places.vanish()
         raise
     except IngotError as error:
@@ -178,18 +148,32 @@ def _answer(plan: Plan, progress: Progress) -> _Tally:
     return tally
 
 
-def _waiting(plan: Plan, tally: _Tally) -> Iterator[Part]:
-    """Give parts that are not finished; count those that are."""
-    columns = plan.work.roles.needed if plan.work.numbered else _needed(plan)
-    for part in parts_of(rows_of(plan.work.source, columns), plan.batch.part_rows):
-        done = plan.places.finished(part.index, plan.work.part_path(part.index))
-        if done is not None:
-            tally.add(done)
-            tally.resumed += 1
-        elif tally.errors <= plan.batch.max_errors:
-            yield part
-        if tally.errors > plan.batch.max_errors:
-            return
+def _answers(plan: Plan, tally: _Tally) -> Iterator[Done]:
+    """Count what an earlier run finished, and give the rest as it is answered."""
+    work, columns = plan.work, plan.work.roles.needed if plan.work.numbered else _needed(plan)
+    finished = _resume(plan, tally)
+    waiting = Waiting(work.source, columns, plan.batch.part_rows, finished)
+
+    def may_go_on(_: object = None) -> bool:
+        return tally.errors <= plan.batch.max_errors
+
+    if plan.batch.on == "ray":
+        from ingot.serve.batch.on_ray import answer_on_ray
+
+        return answer_on_ray(waiting, work, plan.processes, may_go_on=may_go_on)
+    parts = takewhile(may_go_on, waiting)
+    if plan.processes == 1:
+        return answer_here(parts, work)
+    return answer_in_processes(parts, work, plan.processes)
+
+
+def _resume(plan: Plan, tally: _Tally) -> frozenset[int]:
+    numbers = (int(path.stem.removeprefix("part-")) for path in plan.places.notes)
+    found = [plan.places.finished(index, plan.work.part_path(index)) for index in numbers]
+    for done in filter(None, found):
+        tally.add(done)
+        tally.resumed += 1
+    return frozenset(done.index for done in found if done is not None)
 
 
 def _needed(plan: Plan) -> tuple[str, ...]:

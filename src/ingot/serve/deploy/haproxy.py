@@ -13,9 +13,11 @@ import sys
 from pathlib import Path
 
 from ingot.serve.deploy.processes import die_with_parent
+from ingot.serve.endpoint import Tls
 from ingot.serve.problems import PROBLEM_TYPE, encode_problem
 
 BINARY, ADDRESS, REFUSAL = "INGOT_HAPROXY", "INGOT_HAPROXY_ADDRESS", "INGOT_HAPROXY_REFUSAL"
+CERTIFICATE = "INGOT_HAPROXY_CERTIFICATE"
 _EVERYWHERE = re.compile(r"^(\s*bind\s+)(?:\*|0\.0\.0\.0|\[?::\]?)?:(\d+)", re.MULTILINE)
 _NOBODY = re.compile(r"^(backend default_backend\n\s*).+$", re.MULTILINE)
 _REFUSALS = re.compile(r"^(\s*errorfile \d+ ).+$", re.MULTILINE)
@@ -50,13 +52,22 @@ def write_refusal(folder: Path) -> Path:
     return path
 
 
-def narrow(config: str, address: str, refusal: str) -> str:
+def write_certificate(folder: Path, tls: Tls) -> Path:
+    """Write chain and key into one file, as HAProxy wants them, which only its owner may read."""
+    path = folder / "certificate.pem"
+    path.touch(mode=0o600)
+    path.write_bytes(tls.certificate.read_bytes() + b"\n" + tls.key.read_bytes())
+    return path
+
+
+def narrow(config: str, address: str, refusal: str, certificate: str = "") -> str:
     r"""Return a configuration that listens where it was asked to, and refuses in our words.
 
     Args:
         config: As Ray wrote it: answers on loopback, counts on every address.
         address: Where it shall answer, `host:port`.
         refusal: File with the answer when no replica takes a request.
+        certificate: File with the chain and the key to encrypt with; none if empty.
 
     Examples:
         >>> narrow("  bind :9101\n  bind 127.0.0.1:8000\n", "10.0.0.1:8000", "x")
@@ -64,8 +75,12 @@ def narrow(config: str, address: str, refusal: str) -> str:
     """
     port = address.rpartition(":")[2]
     config = _EVERYWHERE.sub(r"\g<1>127.0.0.1:\2", config)
+    place = f"{address} ssl crt {certificate}" if certificate else address
     config = re.sub(
-        rf"^(\s*bind\s+)127\.0\.0\.1:{port}\b", rf"\g<1>{address}", config, flags=re.MULTILINE
+        rf"^(\s*bind\s+)127\.0\.0\.1:{port}\b(?! ssl)",
+        lambda match: match[1] + place,
+        config,
+        flags=re.MULTILINE,
     )
     config = _REFUSALS.sub(lambda match: match[1] + refusal, config)
     # our application has every path, so where Ray knows of no path, it has no replica yet
@@ -78,7 +93,7 @@ def main() -> None:
     words = sys.argv[1:]
     if "-f" in words:
         path = Path(words[words.index("-f") + 1])
-        config = narrow(path.read_text(), os.environ[ADDRESS], os.environ[REFUSAL])
-        path.write_text(config)
+        named = (os.environ.get(name, "") for name in (ADDRESS, REFUSAL, CERTIFICATE))
+        path.write_text(narrow(path.read_text(), *named))
     binary = os.environ[BINARY]
     os.execv(binary, [binary, *words])  # noqa: S606 # no shell

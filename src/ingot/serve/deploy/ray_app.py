@@ -62,10 +62,10 @@ class RayServe:
                 f"An application on Ray must be one version; got {len(self.endpoint.beside)} more, "
                 "or traffic to deal among them. Deploy each by itself."
             )
-        if self.endpoint.grpc_port is not None or self.endpoint.tls is not None:
+        if self.endpoint.grpc_port is not None:
             raise ServeError(
-                "An endpoint on Ray must speak plain HTTP; got gRPC or TLS. Leave them out, and "
-                "encrypt in front of it."
+                "An endpoint on Ray must speak HTTP alone; got gRPC. Leave it out, or use: "
+                "ingot serve --grpc-port."
             )
         if self.endpoint.generation is not None:
             raise ServeError(

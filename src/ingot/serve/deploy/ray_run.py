@@ -17,6 +17,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import tempfile
 import threading
 import time
@@ -101,7 +102,7 @@ def environment(settings: RayServe, folder: Path, ports: tuple[int, int]) -> Map
         folder: Where HAProxy's files are; Ray would share one folder among all users.
         ports: Free ports for HAProxy's counts and its page of statistics.
     """
-    endpoint = settings.endpoint
+    endpoint, tls = settings.endpoint, settings.endpoint.tls
     # a request is sent again when a replica took it and said nothing, which may run it twice
     failures = "conn-failure empty-response" if endpoint.is_idempotent else "conn-failure"
     host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
@@ -128,6 +129,7 @@ def environment(settings: RayServe, folder: Path, ports: tuple[int, int]) -> Map
         f"{prefix}NBTHREAD": str(min(4, os.cpu_count() or 1)),
         haproxy.ADDRESS: f"{host}:{endpoint.port}",
         haproxy.REFUSAL: str(haproxy.write_refusal(folder)),
+        haproxy.CERTIFICATE: str(haproxy.write_certificate(folder, tls)) if tls else "",
     }
 
 
@@ -221,7 +223,7 @@ def _serve(settings: RayServe, folder: Path, channel: Connection, asked: threadi
                     proxy_location="HeadOnly")  # fmt: skip
         serve.run(build_ray_app(settings), name=NAME, route_prefix="/")
         host = "127.0.0.1" if endpoint.host in {"0.0.0.0", "::"} else endpoint.host  # noqa: S104
-        url = f"http://[{host}]" if ":" in host else f"http://{host}"
+        url = f"{'https' if endpoint.tls else 'http'}://" + (f"[{host}]" if ":" in host else host)
         _wait_ready(f"{url}:{endpoint.port}", asked)
         if not asked.is_set():
             channel.send(("ready", f"{url}:{endpoint.port}"))
@@ -250,7 +252,11 @@ def _drain(binary: Path, limit_s: float) -> None:
 
 def _wait_ready(url: str, asked: threading.Event) -> None:
     """Wait until a replica answers through the proxy that it is ready."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # it asks itself
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+    )
     while not asked.is_set():
         with (
             suppress(urllib.error.URLError, OSError),

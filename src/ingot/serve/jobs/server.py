@@ -172,7 +172,7 @@ def run_jobs(
     *,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve jobs until SIGTERM or SIGINT, then drain. Call it from the main thread.
+    """Serve jobs until SIGTERM, SIGINT or SIGHUP, then drain. Call it from the main thread.
 
     Args:
         endpoint: What to serve.

@@ -2,6 +2,7 @@
 
 import logging
 import random
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -45,11 +46,16 @@ class _Position:
 class TrafficDesk:
     """Deals the requests for one name and decides about its canary.
 
+    Servers that share a record each judge the requests that they answer themselves, so a step is
+    of one server; a roll-back, or what somebody sets by hand, holds for all of them within
+    `TICK_S`. A version that keeps its claims is rolled back with a chance of at most alpha for
+    each server.
+
     Args:
         plan: What was asked for.
         versions: Those of the name that are served; the first answers without a plan.
         copies: The shadow at work, if the plan has one.
-        clock: UTC seconds since 1970.
+        clock: UTC seconds since 1970; `steady_utc()` if not given: a jump must not end a step.
 
     Attributes:
         name: Of the model.
@@ -66,9 +72,9 @@ class TrafficDesk:
         versions: Sequence[Version],
         *,
         copies: Copies | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
-        self.plan, self.name, self._clock = plan, versions[0].name, clock
+        self.plan, self.name, self._clock = plan, versions[0].name, clock or steady_utc()
         self._versions = {version.number: version for version in versions}
         self._copies, self._lock, self._stop = copies, threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
@@ -80,6 +86,8 @@ class TrafficDesk:
         self._digest = self._plan_digest()
         self._record = None if plan.record is None else TrafficRecord(plan.record)
         self._at = self._begin()
+        self._mine: set[int] = set()  # rows behind `_heard` that this desk wrote
+        self._heard = max((row.row for row in self._read(limit=1)), default=0)
         restored = self._restore()
         self._table = self._lay(restored or self._planned())
         if restored is None:
@@ -110,10 +118,14 @@ class TrafficDesk:
         return self._dealer
 
     def start(self, is_draining: Callable[[], bool]) -> None:
-        """Look after the canary once a second, in a thread; nothing is decided while draining."""
-        if self.plan.canary is None:
+        """Look after the canary once a second, in a thread; nothing is decided while draining.
+
+        Without a canary it only hears what other servers with the same record are told by hand.
+        """
+        if self._record is None:
             return
-        import scipy.stats  # noqa: F401 # takes a second to import: not at the first look
+        if self.plan.canary is not None:
+            import scipy.stats  # noqa: F401 # takes a second to import: not at the first look
 
         self._thread = threading.Thread(
             target=self._watch, args=(is_draining,), name="ingot-traffic", daemon=True
@@ -133,6 +145,7 @@ class TrafficDesk:
     def tick(self) -> Decision | None:
         """Check the canary now; what it decides holds for the next request."""
         with self._lock:
+            self._hear()
             canary = self.plan.canary
             if canary is None or self._at.state != "running":
                 return None
@@ -195,7 +208,6 @@ class TrafficDesk:
         """
         canary, table = self.plan.canary, self._table
         counts = {number: tally.counts() for number, tally in table.tallies.items()}
-        rows = self._record.read(self.name, limit=limit) if self._record is not None else []
         return {
             "name": self.name,
             "state": self._at.state,
@@ -209,7 +221,7 @@ class TrafficDesk:
             "step": None if canary is None else self._at.memory.step + 1,
             "shadow": None if self.plan.shadow is None else asdict(self.plan.shadow),
             "copies": None if self.sums is None else self.sums.to_json(),
-            "decisions": [row.to_json() for row in rows],
+            "decisions": [row.to_json() for row in self._read(limit=limit)],
             "next": self.advice(),
         }
 
@@ -303,19 +315,50 @@ class TrafficDesk:
 
     def _restore(self) -> Split | None:
         """Return the split that was last decided on, if that was about this plan or canary."""
-        canary = self.plan.canary
         if self._record is None:
             return None
         row = self._record.last(self.name, plan=self._digest, canary=self._canary_digest())
-        if row is None:
-            return None
-        memory = Memory.from_json(row.memory)
+        return None if row is None else self._follow(row)
+
+    def _hear(self) -> None:
+        """Follow what another server with this record has decided for all."""
+        try:
+            rows = self._read(after=self._heard)
+        except sqlite3.Error as error:  # the canary here must be looked after all the same
+            log.warning("the record of %s could not be read: %s", self.name, error)
+            return
+        if not rows:
+            return
+        # servers judge what they see themselves, but one that sees harm sees it for all
+        for_all = [row for row in rows if row.who != RULE or row.action == "roll back"]
+        mine, self._mine, self._heard = self._mine, set(), rows[-1].row
+        if not for_all or for_all[-1].row in mine:
+            return
+        split = self._follow(for_all[-1])
+        if split is None:
+            return
+        self._put(split)
+        reason = f"by another server: {for_all[-1].reason}"
+        if rows[-1] is for_all[-1]:
+            log.warning("traffic of %s: %s: %s", self.name, for_all[-1].action, reason)
+        else:  # a decision of this desk crossed it: the newest is what a restart goes by
+            self._note(for_all[-1].action, for_all[-1].who, reason)
+
+    def _read(self, *, after: int = 0, limit: int = 1000) -> list[Recorded]:
+        if self._record is None:
+            return []
+        return self._record.read(self.name, after=after, limit=limit)
+
+    def _follow(self, row: Recorded) -> Split | None:
+        """Stand where a decision put the traffic, if it is about this plan or canary."""
+        canary, memory = self.plan.canary, Memory.from_json(row.memory)
         weights = {int(number): weight for number, weight in row.weights.items()}
         if row.plan == self._digest and set(weights) <= set(self._versions):
             # counts begin anew with the process; what was spent on looks stays spent
             self._at = _Position(row.state, replace(memory, looked_at=0, was_ripe=False))
             return Split(tuple(weights.items()), self._base.salt)
-        if canary is not None and memory.state == "rolled back":
+        is_same = row.canary == self._canary_digest()
+        if canary is not None and is_same and memory.state == "rolled back":
             # another plan for the version that failed: somebody must say so, see `restart`
             self._at = _Position("rolled back", memory)
             return self._base.raised(canary.version, 0.0)
@@ -336,4 +379,22 @@ class TrafficDesk:
             self._clock(), action, who, reason, weights, self._digest, self._canary_digest(),
             self._at.state, **found,
         )  # fmt: skip
-        self._record.add(self.name, row)
+        self._mine.add(self._record.add(self.name, row))
+
+
+def steady_utc(
+    utc: Callable[[], float] = time.time, steady: Callable[[], float] = time.monotonic
+) -> Callable[[], float]:
+    """Return a clock of UTC seconds that goes on from now and never jumps.
+
+    Args:
+        utc: Seconds since 1970.
+        steady: Seconds that never run backwards.
+
+    Examples:
+        >>> utc, steady = iter([1000.0, 9999.0]), iter([5.0, 7.5])
+        >>> steady_utc(lambda: next(utc), lambda: next(steady))()
+        1002.5
+    """
+    ahead = utc() - steady()
+    return lambda: ahead + steady()

@@ -31,6 +31,7 @@ class Recorded:
         state: `split`, `running`, `done`, `rolled back` or `by hand`.
         memory: What the rule remembers.
         judgements: Claims with their intervals.
+        row: Its number in the record, ascending; 0 before it is written.
     """
 
     time: float
@@ -43,11 +44,12 @@ class Recorded:
     state: str
     memory: dict[str, Any]
     judgements: list[dict[str, Any]]
+    row: int = 0
 
     def to_json(self) -> dict[str, Json]:
         """Return what is shown to people."""
         shown = asdict(self)
-        for name in ("plan", "memory"):
+        for name in ("plan", "memory", "row"):
             del shown[name]
         return shown
 
@@ -63,16 +65,16 @@ class TrafficRecord:
         # FULL: a version that was rolled back must not come back after a power loss
         self._table = DecisionTable(path, "traffic", _COLUMNS, synchronous="FULL")
 
-    def add(self, name: str, row: Recorded) -> None:
-        """Write one decision."""
+    def add(self, name: str, row: Recorded) -> int:
+        """Write one decision and return its number, 0 where the disk did not take it."""
         values = asdict(row)
-        self._table.add(
+        return self._table.add(
             name, *(json.dumps(values[c]) if c in _JSON else values[c] for c in _COLUMNS)
         )
 
-    def read(self, name: str, *, limit: int = 1000) -> list[Recorded]:
-        """Return the newest decisions, in order of time."""
-        return [_row(values) for values in self._table.read(name, limit=limit)]
+    def read(self, name: str, *, after: int = 0, limit: int = 1000) -> list[Recorded]:
+        """Return the newest decisions behind a row, in order of time."""
+        return [_row(values) for values in self._table.read(name, after=after, limit=limit)]
 
     def last(self, name: str, *, plan: str, canary: str) -> Recorded | None:
         """Return the newest decision about a canary, or about a plan without one."""
@@ -86,5 +88,5 @@ class TrafficRecord:
 
 
 def _row(values: tuple[Any, ...]) -> Recorded:
-    named = dict(zip(_COLUMNS, values[1:], strict=True))
+    named = dict(zip(("row", *_COLUMNS), values, strict=True))
     return Recorded(**named | {column: json.loads(named[column]) for column in _JSON})

@@ -17,6 +17,7 @@ from ingot.registry.version import Version
 from ingot.runtime.engine import Session
 from ingot.serve.problems import RequestError
 from ingot.serve.protocol import Inference, decode_request, encode_binary_response, encode_response
+from ingot.serve.room import Room
 from ingot.serve.runner import Runner, run_session
 from ingot.serve.traffic.agreement import Sums, read_answer
 from ingot.serve.traffic.plan import Shadow
@@ -37,6 +38,7 @@ class _State(Protocol):
     sample: Mapping[str, Array] | None
     runner: Runner | None
     is_draining: bool
+    room: Room
 
 
 class Ran(Protocol):
@@ -71,8 +73,9 @@ class Watched:
 class Copies:
     """Runs copies one after another in a thread of its own.
 
-    A copy is dropped, and counted, when too many wait or when the version is answering requests of
-    its own: it never stands before one that somebody waits for. It does use the machine.
+    A copy is dropped, and counted, when too many wait, when the server has no room for its body, or
+    when the version is answering requests of its own: it never stands before one that somebody
+    waits for. It does use the machine.
 
     Args:
         plan: How many, and how they are compared.
@@ -95,13 +98,16 @@ class Copies:
         """
         if observation.status not in _WORTH or self._watched.runs.state.is_draining:
             return
+        room, size = self._watched.runs.state.room, len(exchange.body) + len(exchange.answer)
         with self._lock:
-            if self._waiting >= self._plan.most_waiting:
+            if self._waiting >= self._plan.most_waiting or not room.has_taken(size):
                 self.sums.dropped += 1
                 return
             self._waiting += 1
         loop = asyncio.get_running_loop()
-        self._thread.submit(self._run, observation, exchange, loop).add_done_callback(self._ended)
+        run = self._thread.submit(self._run, observation, exchange, loop)
+        run.add_done_callback(self._ended)
+        run.add_done_callback(lambda _: room.give(size))
 
     def compared(self) -> tuple[int, int]:
         """Return how many copies were compared, and how many of them agreed."""

@@ -70,8 +70,8 @@ def main(descriptor: int, grace_s: float, modules: Sequence[str]) -> None:
         grace_s: Seconds that processes get to end by themselves.
         modules: What to import ahead; one that is not there is for the process to explain.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # both reach the whole process group; the caller drains first and then closes the channel
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # they reach the whole process group; the caller drains first and then closes the channel
         signal.signal(number, signal.SIG_IGN)
     sys.modules[_NEVER_IMPORTED] = None  # type: ignore[assignment] # makes its import fail
     for name in modules:
