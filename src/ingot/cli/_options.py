@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ingot.data.data import Data
     from ingot.models.model import Model
 
+_THERE = click.Path(path_type=Path, exists=True)
 F = TypeVar("F", bound=Callable[..., Any])
 RELEASED = re.compile(r"[A-Za-z0-9][\w.-]*(@[A-Za-z][\w-]*|:\d+)$")
 LABEL = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
@@ -30,26 +31,17 @@ seed_option = click.option("--seed", default=0, show_default=True, help="Every r
 
 def model_options(function: F) -> F:
     """Add the argument MODEL and the options that loading it may need."""
-    for option in reversed(
-        (
-            click.argument("model", metavar="MODEL"),
-            click.option(
-                "--weights",
-                type=click.Path(path_type=Path, exists=True),
-                help="Weights for a torch factory: .safetensors, .npz or a state dict.",
-            ),
-            click.option(
-                "--example",
-                type=click.Path(path_type=Path, exists=True),
-                help="Example inputs for a torch factory, .npz by input name.",
-            ),
-            click.option(
-                "--tokenizer",
-                type=click.Path(path_type=Path, exists=True),
-                help="tokenizer.json of a text model.",
-            ),
-        )
-    ):
+    for option in reversed((
+        click.argument("model", metavar="MODEL"),
+        click.option(
+            "--weights", type=_THERE,
+            help="Weights for a torch factory: .safetensors, .npz or a state dict.",
+        ),
+        click.option(
+            "--example", type=_THERE, help="Example inputs for a torch factory, .npz by input name."
+        ),
+        click.option("--tokenizer", type=_THERE, help="tokenizer.json of a text model."),
+    )):  # fmt: skip
         function = option(function)
     return function
 
@@ -61,29 +53,20 @@ def data_options(function: F, *, required: bool = True) -> F:
         function: The command.
         required: Whether --data must be given.
     """
-    for option in reversed(
-        (
-            click.option(
-                "--data",
-                "data_path",
-                required=required,
-                metavar="D",
-                help="data.toml, .npz, table, or folder of images.",
-            ),
-            click.option(
-                "--task",
-                type=click.Choice(["classification", "regression", "similarity", "none"]),
-                help="What the targets mean; guessed from the data when left out.",
-            ),
-            click.option(
-                "--column",
-                "columns",
-                multiple=True,
-                metavar="ROLE=NAME",
-                help="Which column is what, e.g. text=sentence, target=label. Repeatable.",
-            ),
-        )
-    ):
+    for option in reversed((
+        click.option(
+            "--data", "data_path", required=required, metavar="D",
+            help="data.toml, .npz, table, or folder of images.",
+        ),
+        click.option(
+            "--task", type=click.Choice(["classification", "regression", "similarity", "none"]),
+            help="What the targets mean; guessed from the data when left out.",
+        ),
+        click.option(
+            "--column", "columns", multiple=True, metavar="ROLE=NAME",
+            help="Which column is what, e.g. text=sentence, target=label. Repeatable.",
+        ),
+    )):  # fmt: skip
         function = option(function)
     return function
 

@@ -101,7 +101,7 @@ def command(
     if as_json:
         print_json(found.to_json())
         return
-    counts = f"{found.answered:,} of {show_number(found.rows, 'row')}"
+    counts = f"{found.answered:,} of {found.rows:,} {'row' if found.rows == 1 else 'rows'}"
     say(f"{counts} answered in {found.seconds:.1f} s: {found.output}")
     if found.resumed:
         parts = show_number(found.parts, "part")

@@ -46,7 +46,7 @@ def show_number(number: int, noun: str, *, plural: str = "") -> str:
         >>> show_number(1, "job"), show_number(0, "job"), show_number(3, "retry", plural="retries")
         ('1 job', '0 jobs', '3 retries')
     """
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def show_count(count: float) -> str:

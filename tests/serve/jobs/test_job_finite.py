@@ -4,7 +4,8 @@ import json
 from dataclasses import replace
 
 import httpx
-from job_words import JOBS, request_of, wait_for
+from job_words import JOBS, request_of
+from outside import wait_for
 
 from ingot.serve.jobs.server import serve_jobs_in_thread
 
