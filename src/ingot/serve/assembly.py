@@ -69,9 +69,11 @@ def assemble(
         ServeError: The model does not answer.
         EngineError: No session can be opened.
     """
-    room, around = Room.of(endpoint), open_surroundings(endpoint, stack)
+    everyone = (endpoint, *endpoint.beside)
+    room = Room.of(max(one.max_body_bytes for one in everyone), endpoint.max_in_flight_bytes)
+    around = open_surroundings(endpoint, stack)
     sessions = (session, *(None for _ in endpoint.beside))
-    pairs = zip((endpoint, *endpoint.beside), sessions, strict=True)
+    pairs = zip(everyone, sessions, strict=True)
     served = tuple(_serve(*pair, stack, room) for pair in pairs)
     tracer = around.tracer
     if tracer is not None:

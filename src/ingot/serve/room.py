@@ -5,7 +5,6 @@ import threading
 
 from ingot.core.errors import ServeError
 from ingot.runtime.machine import memory_bytes
-from ingot.serve.endpoint import Endpoint
 from ingot.serve.problems import RequestError
 
 # what the web server may hold of any connection by itself; such bodies find room in any crowd
@@ -27,20 +26,22 @@ class Room:
         self.used, self._most, self._lock = 0, most, threading.Lock()
 
     @classmethod
-    def of(cls, endpoint: Endpoint) -> "Room":
-        """Return the room of a server: as its first endpoint says, or an eighth of the memory.
+    def of(cls, largest: int, asked: int | None) -> "Room":
+        """Return the room of a server: what is asked for, or an eighth of the memory.
 
         The largest body always finds room while there is no other.
 
+        Args:
+            largest: Bytes that a body may have.
+            asked: Bytes of all together; None leaves it to the memory.
+
         Raises:
-            ServeError: The endpoint asks for less than that.
+            ServeError: It is asked for less than the largest body.
         """
-        asked = endpoint.max_in_flight_bytes
-        largest = max(one.max_body_bytes for one in (endpoint, *endpoint.beside))
         if asked is not None and asked < largest:
             raise ServeError(
                 f"max_in_flight_bytes must hold the largest body, {largest:,} bytes; got {asked:,}."
-                " Raise it, or lower max_body_bytes."
+                " Raise it (--max-in-flight-mb), or lower max_body_bytes (--max-body-mb)."
             )
         return cls(asked or max(largest, (memory_bytes() or 0) // _PART))
 
@@ -54,7 +55,7 @@ class Room:
             raise RequestError(
                 f"Bodies of requests must take at most {self._most:,} bytes together; "
                 f"{self.used:,} are taken and this one has {size:,} more. Send it again later, or "
-                "raise Endpoint.max_in_flight_bytes.",
+                "raise max_in_flight_bytes (--max-in-flight-mb).",
                 status=503,
             )
 
