@@ -108,6 +108,6 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise StoreError(
-            f"The record of scaling must be a whole SQLite file; {path.name!r} gives {error}. No "
+            f"The record of scaling must be a whole SQLite file; {str(path)!r} gives {error}. No "
             "job is in it: move it away, and a new one is made at the next start."
         ) from error
