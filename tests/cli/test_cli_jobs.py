@@ -47,9 +47,9 @@ def request_path(tmp_path):
 def test_a_job_goes_through_the_command_line(run, server, request_path, tmp_path, monkeypatch):
     monkeypatch.setenv("INGOT_URL", server)
 
-    asked = run("jobs", "submit", "tiny", request_path, "--key", "k", "--json").json
+    asked = run("jobs", "submit", "tiny", request_path, "--idempotency-key", "k", "--json").json
     waited = run("jobs", "wait", "tiny", asked["job"], "--out", tmp_path / "r.json", "--json")
-    again = run("jobs", "submit", "tiny", request_path, "--key", "k", "--wait")
+    again = run("jobs", "submit", "tiny", request_path, "--idempotency-key", "k", "--wait")
     status = run("jobs", "status", "tiny", asked["job"]).out
     late = run("jobs", "cancel", "tiny", asked["job"])
     listed = run("jobs", "list", "tiny", "--json").json

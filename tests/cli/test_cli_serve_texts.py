@@ -2,17 +2,19 @@
 
 import pytest
 
+from ingot.cli._generation_options import generation_settings
+from ingot.cli.serve import command as serve
+from ingot.serve.endpoint import Generation
 
-def test_the_options_become_the_settings_of_the_endpoint(run, released):
-    options = ["--generate", "--cache-tokens", 512, "--cache-bits", 8, "--most-running", 4]
-    options += ["--most-waiting", 9, "--step-tokens", 32, "--end-token", "</s>", "--end-token", 5]
 
-    found = run("serve", "tiny@prod", *options, "--dry-run", "--json").json
+def test_the_options_become_the_settings_of_the_endpoint():
+    options = ["--generate", "--cache-tokens", "512", "--cache-bits", "8", "--most-running", "4"]
+    options += ["--most-waiting", "9", "--step-tokens", "32", "--end-token", "</s>"]
+    options += ["--end-token", "5"]
 
-    assert found["generation"] == {
-        "cache_tokens": 512, "cache_bits": 8, "most_running": 4, "most_waiting": 9,
-        "step_tokens": 32, "end_tokens": ["</s>", "5"],
-    }  # fmt: skip
+    found = generation_settings(serve.make_context("serve", ["tiny@prod", *options]).params)
+
+    assert found == Generation(512, 8, 4, 9, 32, ("</s>", "5"))
 
 
 def test_without_the_flag_nothing_is_written(run, released):

@@ -54,7 +54,7 @@ def _common(function: F) -> F:
 @_common
 @click.argument("request_path", metavar="[FILE]", required=False, type=click.Path(path_type=Path))
 @click.option("--uri", help="Place of the request, where it is not sent inline.")
-@click.option("--key", default="", help="Idempotency key: the same key is the same job.")
+@click.option("--idempotency-key", default="", help="The same key is the same job.")
 @click.option("--id", "caller_id", default="", help="Your own name for the job.")
 @click.option("--ttl-s", default=86_400.0, show_default=True, help="Seconds it may wait to start.")
 @click.option("--timeout-s", default=900.0, show_default=True, help="Seconds an attempt may take.")
@@ -68,7 +68,7 @@ def submit(
     as_json: bool,
     request_path: Path | None,
     uri: str | None,
-    key: str,
+    idempotency_key: str,
     is_waiting: bool,
     **options: Any,  # the options that go into the request as they are
 ) -> int:
@@ -77,7 +77,7 @@ def submit(
     \b
     Examples:
       ingot jobs submit digits request.json --wait
-      ingot jobs submit digits --uri s3://bucket/requests.jsonl --key night-42
+      ingot jobs submit digits --uri s3://bucket/requests.jsonl --idempotency-key night-42
     """
     if (request_path is None) == (uri is None):
         raise ServeError("Give FILE or --uri, not both and not neither. - reads from stdin.")
@@ -90,7 +90,7 @@ def submit(
     if options["caller_id"]:
         request["id"] = options["caller_id"]
     client = _client(url, name, token)
-    job = client.submit(request, idempotency_key=key)
+    job = client.submit(request, idempotency_key=idempotency_key)
     if is_waiting:
         return _end(client, client.wait(job["job"]), as_json=as_json)
     _show(job, as_json=as_json)
@@ -185,10 +185,16 @@ def list_jobs(
         print_json(found)
         return
     rows = [
-        [job["job"], job["state"], str(job["attempt"]), job["created"], job["error"] or ""]
+        [
+            job["job"],
+            job["state"],
+            str(job["attempt"]),
+            job["created"],
+            job["error"] or job["note"] or "",
+        ]
         for job in found
     ]
-    print_table("", ["job", "state", "attempt", "created", "error"], rows)
+    print_table("", ["job", "state", "attempt", "created", "error or note"], rows)
 
 
 @command.command()

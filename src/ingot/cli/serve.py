@@ -1,9 +1,11 @@
 """`ingot serve`: answer requests with released versions."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from ingot.registry.registry import Registry
     from ingot.registry.version import Version
     from ingot.serve.endpoint import Access, Endpoint, Tls
+    from ingot.serve.jobs.settings import AsyncSettings
+    from ingot.serve.running import Running
 
 F = TypeVar("F", bound=Callable[..., Any])
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -123,56 +127,60 @@ def command(
       ingot serve digits@prod --console
     """
     from ingot.registry.registry import Registry
-    from ingot.serve.server import check_endpoints
 
     with Registry.open() as registry:
         first, *others = _endpoints(registry, targets, options)
-    check_endpoints((first, *others))
     endpoint = replace(first, beside=tuple(others))
-    if as_json:
-        facts = [_facts(one) for one in (first, *others)]
-        print_json(facts[0] | {"beside": facts[1:]})
-    else:
-        for one in (first, *others):
-            version = one.version
-            say(f"{version.label} (version {short(version.digest)}) on {version.config.label}")
+    jobs = _job_settings(endpoint, options) if is_async else None
+    if dry_run:
+        from ingot.serve.rehearsal import rehearse
+
+        rehearse(endpoint, jobs)
+    for one in (first, *others):
+        version = one.version
+        say(f"{version.label} (version {short(version.digest)}) on {version.config.label}")
     if endpoint.access is None and endpoint.host not in _LOOPBACK:
         say(f"warning: {endpoint.host} lets everybody who reaches it in; ask for keys with --keys")
-    if dry_run:
-        _say_slow((first, *others))
-        return
-    if is_async:
-        _run_jobs(endpoint, options)
-    else:
-        endpoint.run(on_ready=lambda url: _say_ready("answering", url, endpoint))
+    if not dry_run:
+        _run(endpoint, jobs, as_json=as_json)
+    elif as_json:
+        print_json(_all_facts(endpoint))
 
 
-def _say_slow(endpoints: "tuple[Endpoint, ...]") -> None:
-    """Warn of what a start would warn of: an engine that reads a whole text for every token."""
-    from ingot.serve.generation.writer import slow_words
-
-    for one in endpoints:
-        config = one.version.config
-        if one.generation is not None and config.engine != "native":
-            why = f"{config.engine} keeps no keys and values"
-            say(f"warning: {slow_words(one, config, why)}")
-
-
-def _run_jobs(endpoint: "Endpoint", options: dict[str, Any]) -> None:
-    from ingot.serve.jobs.server import run_jobs
-
+def _job_settings(endpoint: "Endpoint", options: dict[str, Any]) -> "AsyncSettings":
     if endpoint.generation is not None:
         raise click.UsageError("--generate streams, and jobs are answered later; drop --async.")
     if endpoint.beside or endpoint.traffic is not None:
         raise click.UsageError("--async takes one version; start a server for each.")
-    settings = async_settings(endpoint.version.name, options)
-    run_jobs(endpoint, settings, on_ready=lambda url: _say_ready("taking jobs", url, endpoint))
+    return async_settings(endpoint.version.name, options)
 
 
-def _say_ready(what: str, url: str, endpoint: "Endpoint") -> None:
-    say(f"{what} at {url}")
-    if endpoint.console:
-        say(f"console at {url}/console")
+def _run(endpoint: "Endpoint", jobs: "AsyncSettings | None", *, as_json: bool) -> None:
+    from ingot.serve.jobs.server import serve_jobs_in_thread
+    from ingot.serve.running import run_until_stopped
+    from ingot.serve.server import serve_in_thread
+
+    def begin() -> "Running":
+        return serve_in_thread(endpoint) if jobs is None else serve_jobs_in_thread(endpoint, jobs)
+
+    def tell(running: "Running") -> None:
+        address = urlsplit(running.url)
+        if as_json:
+            ports = {"port": address.port, "grpc_port": running.grpc_port, "url": running.url}
+            print_json(_all_facts(endpoint) | ports)
+        if running.grpc_port is not None:
+            host = address.netloc.rpartition(":")[0]
+            say(f"gRPC at {host}:{running.grpc_port}")
+        say(f"{'answering' if jobs is None else 'taking jobs'} at {running.url}")
+        if endpoint.console:
+            say(f"console at {running.url}/console")
+
+    run_until_stopped(begin, tell, say=_say_last)
+
+
+def _say_last(message: str) -> None:
+    with suppress(OSError, ValueError):  # a terminal that is gone must not keep it from draining
+        say(message)
 
 
 def _endpoints(
@@ -243,6 +251,10 @@ def tls_files(certificate: Path | None, key: Path | None) -> "Tls | None":
     return Tls(certificate, key) if certificate and key else None
 
 
+def _all_facts(endpoint: "Endpoint") -> dict[str, Any]:
+    return _facts(endpoint) | {"beside": [_facts(one) for one in endpoint.beside]}
+
+
 def _facts(endpoint: "Endpoint") -> dict[str, Any]:
     version = endpoint.version
     return {
@@ -251,6 +263,7 @@ def _facts(endpoint: "Endpoint") -> dict[str, Any]:
         "config": version.config.to_json(),
         "host": endpoint.host,
         "port": endpoint.port,
+        "grpc_port": endpoint.grpc_port,
         "workers": endpoint.workers,
         "finite_only": endpoint.finite_only,
         "generation": None if endpoint.generation is None else asdict(endpoint.generation),

@@ -45,6 +45,16 @@ class Running(Closing, ABC):
         self.stop()
 
     @property
+    def grpc_port(self) -> int | None:
+        """Where it answers over gRPC; None if it does not."""
+        return None if self.server.rpc is None else self.server.rpc.port
+
+    @property
+    @abstractmethod
+    def unfinished(self) -> str:
+        """What is in flight and how long it gets at the end, in words."""
+
+    @property
     def is_alive(self) -> bool:
         """Whether the web server still runs."""
         return self.thread.is_alive()
@@ -120,13 +130,17 @@ def start(server: "Server", listener: socket.socket) -> threading.Thread:
 
 
 def run_until_stopped(
-    begin: Callable[[], Running], on_ready: Callable[[str], None] | None = None
+    begin: Callable[[], Running],
+    on_ready: Callable[[Running], None],
+    *,
+    say: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until SIGTERM, SIGINT or SIGHUP, then drain. Call it from the main thread.
 
     Args:
         begin: Starts the server.
-        on_ready: Told the URL once it answers.
+        on_ready: Told once it answers.
+        say: Told of its end, before and after; it must not raise.
 
     Raises:
         ServeError: The server died.
@@ -136,18 +150,26 @@ def run_until_stopped(
         running = begin()
         try:
             log.info("answering at %s", running.url)
-            if on_ready is not None:
-                on_ready(running.url)
+            on_ready(running)
             while not asked.wait(1.0) and running.is_alive:
                 continue
             died = not running.is_alive
+            if say is not None and not died:
+                say(f"draining: {running.unfinished}")
         finally:
             running.stop()
+    if say is not None:
+        say("stopped")
     if died:
         raise ServeError(
             f"The server at {running.url} must run until it is stopped; it ended by itself. "
             "The lines above in the log say why."
         )
+
+
+def tell_url(on_ready: Callable[[str], None] | None) -> Callable[[Running], None]:
+    """Return what tells somebody, or nobody, the URL of a server."""
+    return lambda running: None if on_ready is None else on_ready(running.url)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Start, run and stop an endpoint."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -7,14 +8,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ingot.core.errors import ServeError
+from ingot.core.units import show_number
 from ingot.runtime.engine import Session
 from ingot.runtime.generation.decoding import Decoding
 from ingot.serve.address import bind, check_tls, url_of
+from ingot.serve.desks import check_traffic
 from ingot.serve.endpoint import Endpoint
-from ingot.serve.running import TICK_S, Running, need_server, run_until_stopped, start
+from ingot.serve.running import (
+    TICK_S,
+    Running,
+    need_server,
+    run_until_stopped,
+    start,
+    tell_url,
+)
 
 if TYPE_CHECKING:
     from ingot.serve.state import State
+
+_LAST_PORT = 65_535
 
 
 @dataclass(slots=True)
@@ -35,9 +47,10 @@ class RunningEndpoint(Running):
         return self.states[0]
 
     @property
-    def grpc_port(self) -> int | None:
-        """Where it answers over gRPC; None if it does not."""
-        return None if self.server.rpc is None else self.server.rpc.port
+    def unfinished(self) -> str:
+        """What is in flight and how long it gets at the end, in words."""
+        requests = show_number(sum(state.in_flight for state in self.states), "request")
+        return f"{requests} in flight, at most {self.drain_s:g} s"
 
     def drain(self) -> None:
         """Refuse new requests and let those in flight finish within `drain_s`."""
@@ -102,7 +115,7 @@ def run(
         ServeError: The address is taken, the model does not answer, or the server died.
         EngineError: No session can be opened.
     """
-    run_until_stopped(lambda: serve_in_thread(endpoint, session), on_ready)
+    run_until_stopped(lambda: serve_in_thread(endpoint, session), tell_url(on_ready))
 
 
 def check_endpoints(endpoints: Sequence[Endpoint]) -> None:
@@ -123,6 +136,7 @@ def check_endpoints(endpoints: Sequence[Endpoint]) -> None:
         for name, value in limits.items():
             if not value > 0:
                 raise ServeError(f"{name} of {label} must be above 0; got {value}. Raise it.")
+        _check_address(endpoint)
         batching = endpoint.batching
         if batching is not None and (batching.max_rows < 2 or batching.max_wait_ms < 0):
             raise ServeError(
@@ -135,6 +149,7 @@ def check_endpoints(endpoints: Sequence[Endpoint]) -> None:
                 "model in the server's own process."
             )
     check_tls(endpoints[0].tls)
+    check_traffic(endpoints)
     if endpoints[0].console:
         from ingot.serve.console.site import check_console
 
@@ -143,6 +158,21 @@ def check_endpoints(endpoints: Sequence[Endpoint]) -> None:
     for label in labels:
         if labels.count(label) > 1:
             raise ServeError(f"A version must be served once; got {label} twice. Leave one out.")
+
+
+def _check_address(endpoint: Endpoint) -> None:
+    for name in ("port", "grpc_port"):
+        port = getattr(endpoint, name)
+        if port is not None and not 0 <= port <= _LAST_PORT:
+            raise ServeError(
+                f"{name} of {endpoint.version.label} must be 1 to {_LAST_PORT}, or 0 for a free "
+                f"one; got {port}. Choose another."
+            )
+    if not 0 <= endpoint.drain_s < math.inf:
+        raise ServeError(
+            f"drain_s of {endpoint.version.label} must be 0 s or longer; got "
+            f"{endpoint.drain_s:g}. Correct it."
+        )
 
 
 def _check_generation(endpoint: Endpoint) -> None:

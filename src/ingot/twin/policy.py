@@ -176,7 +176,7 @@ class ScalingPolicy:
 
     def _fewer(self, seen: Seen, memory: Memory, wanted: int) -> Decision:
         enough = show_number(wanted, "instance")
-        why = f"backlog per instance {seen.per_instance:.3g}, {enough} would do"
+        why = f"a backlog of {show_number(seen.backlog, 'job')} needs {enough}"
         if seen.instances > self.max_instances:
             reason = f"at most {show_number(self.max_instances, 'instance')} shall run"
             return Decision(seen, "in", self.max_instances, reason, memory)

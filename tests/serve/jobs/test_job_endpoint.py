@@ -47,6 +47,13 @@ def test_the_endpoint_goes_to_zero_and_the_next_job_wakes_it(serving, web, end_o
     wait_for(lambda: serving.supervisor.instances == 0)
 
 
+def test_the_record_of_a_fresh_folder_begins_with_the_instance_that_proves_the_model(web):
+    first = web.get("/v2/models/doubler/scaling").json()["decisions"][0]
+
+    assert [first[name] for name in ("action", "before", "instances")] == ["start", 0, 1]
+    assert first["reason"] == "one instance proves that the model answers"
+
+
 def test_a_long_queue_brings_more_instances_and_never_more_than_the_most(serving, web):
     jobs = [submit(web, SLEEP, 1.0)["job"] for _ in range(14)]
 

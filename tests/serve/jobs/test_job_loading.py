@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import closing
 from dataclasses import replace
 
 import httpx
@@ -12,6 +13,7 @@ from outside import wait_for
 
 from ingot.core.errors import ServeError
 from ingot.serve.jobs import supervisor
+from ingot.serve.jobs.decisions import DecisionLog
 from ingot.serve.jobs.job import JobState
 from ingot.serve.jobs.server import serve_jobs_in_thread
 
@@ -53,6 +55,11 @@ def test_an_instance_that_hangs_in_loading_is_no_endpoint_and_says_so(endpoint, 
     slow = replace(endpoint, load_timeout_s=0.3)
     with pytest.raises(ServeError, match=r"got: nothing within 0\.3 s"):
         serve_jobs_in_thread(slow, replace(settings, open_session=open_stuck))
+
+    with closing(DecisionLog(settings.folder / "scaling.sqlite")) as decisions:
+        rows = decisions.read(endpoint.version.name)
+    assert [(row.action, row.instances) for row in rows] == [("start", 1), ("died", 0)]
+    assert rows[-1].reason == "nothing within 0.3 s"
 
 
 def test_a_job_whose_instances_hang_in_loading_waits_and_is_answered_later(impatient, stuck):

@@ -152,7 +152,8 @@ class _Pages:
         from starlette.exceptions import HTTPException
 
         assert isinstance(error, HTTPException)
-        words = f"No page answers {request.method} {request.url.path[:200]}. Start at /v2/models/"
+        words = f"No page answers {request.method} {request.url.path[:200]}. "
+        words += "Look at /openapi.json, or start at /v2/models/"
         return problem(
             error.status_code, f"{words}{self._desk.name}/jobs.", dict(error.headers or {})
         )

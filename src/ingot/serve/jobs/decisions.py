@@ -26,7 +26,8 @@ class Recorded:
     Attributes:
         id: Grows with time.
         time: UTC seconds since 1970.
-        action: `wake`, `out`, `in`, `hold`; or `died` for an instance that ended by itself.
+        action: `wake`, `out`, `in`, `hold`; `start` for the first instance of a server, or `died`
+            for one that ended by itself.
         before: Instances before.
         instances: Instances wanted.
         backlog: Jobs waiting or being processed.
@@ -77,6 +78,11 @@ class DecisionLog:
             seen.backlog, decision.reason,
         )  # fmt: skip
 
+    def started(self, endpoint: str, *, backlog: int) -> None:
+        """Write that a server starts with one instance, whatever the policy says."""
+        reason = "one instance proves that the model answers"
+        self._table.add(endpoint, self._clock(), "start", 0, 1, backlog, reason)
+
     def died(self, endpoint: str, *, before: int, backlog: int, reason: str) -> None:
         """Write that an instance ended by itself."""
         self._table.add(endpoint, self._clock(), "died", before, before - 1, backlog, reason)
@@ -102,6 +108,6 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise StoreError(
-            f"The record of scaling must be a whole SQLite file; {path.name!r} gives {error}. No "
+            f"The record of scaling must be a whole SQLite file; {str(path)!r} gives {error}. No "
             "job is in it: move it away, and a new one is made at the next start."
         ) from error

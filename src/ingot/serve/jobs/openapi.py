@@ -36,6 +36,7 @@ _TEXT: Json = {"type": "string"}
 _TEXT_OR_NULL: Json = {"type": ["string", "null"]}
 _COUNT: Json = {"type": "integer", "minimum": 0}
 _STATES: Json = [state.value for state in JobState]
+_ACTIONS: Json = ["start", "wake", "out", "in", "hold", "died"]
 _ID = "00000000-0000-4000-8000-000000000000"
 _HOW: Schema = {
     "id": {"type": "string", "maxLength": 255, "description": "The caller's own name for it."},
@@ -59,7 +60,7 @@ _FIELDS: Schema = {
     "notification": _TEXT_OR_NULL, "status_url": _TEXT, "result_url": _TEXT, "events_url": _TEXT,
 }  # fmt: skip
 _DECISION: Schema = {
-    "id": _COUNT, "time": {"type": "number"}, "action": _TEXT, "before": _COUNT,
+    "id": _COUNT, "time": {"type": "number"}, "action": {"enum": _ACTIONS}, "before": _COUNT,
     "instances": _COUNT, "backlog": _COUNT, "reason": _TEXT,
 }  # fmt: skip
 

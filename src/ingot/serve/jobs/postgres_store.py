@@ -111,6 +111,17 @@ class PostgresJobStore(TableJobStore):
             yield
 
 
+def check_server(url: str) -> None:
+    """Refuse a server that cannot be reached; nothing is made there.
+
+    Raises:
+        MissingExtraError: The extra `postgres` is not installed.
+        StoreError: It cannot be reached.
+    """
+    with contextlib.closing(_Link(url, SCHEMA)) as link:
+        link.clock()
+
+
 class _Link:
     """A connection that is made anew when the server was away."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ingot.core.errors import ServeError
+from ingot.core.units import show_number
 from ingot.serve.address import bind, url_of
 from ingot.serve.endpoint import Endpoint
 from ingot.serve.jobs.decisions import DecisionLog
@@ -19,7 +20,14 @@ from ingot.serve.jobs.places import need_drivers, remove_parts, remove_result
 from ingot.serve.jobs.settings import AsyncSettings
 from ingot.serve.jobs.store import JobStore
 from ingot.serve.jobs.supervisor import Supervisor
-from ingot.serve.running import Repeat, Running, need_server, run_until_stopped, start
+from ingot.serve.running import (
+    Repeat,
+    Running,
+    need_server,
+    run_until_stopped,
+    start,
+    tell_url,
+)
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
@@ -73,9 +81,34 @@ class RunningJobs(Running):
     desk: "JobDesk"
     supervisor: Supervisor
 
+    @property
+    def unfinished(self) -> str:
+        """What is in flight and how long it gets at the end, in words."""
+        instances = show_number(self.supervisor.instances, "instance")
+        limit_s = self.desk.endpoint.drain_s
+        return f"{instances} finish what they hold, at most {limit_s:g} s; queued jobs stay queued"
+
     def drain(self) -> None:
         """Refuse new jobs."""
         self.desk.is_draining = True
+
+
+def check_places(settings: AsyncSettings) -> None:
+    """Refuse places that jobs cannot be kept in or read from.
+
+    Raises:
+        StoreError: The folder is on a network.
+        ServeError: A folder of inputs is not there.
+        MissingExtraError: An object store has no driver.
+    """
+    need_drivers((*settings.roots, settings.output))
+    need_local_disk(settings.folder)
+    for root in settings.roots:
+        if "://" not in root and not Path(root).is_dir():
+            raise ServeError(
+                f"Inputs must lie in a folder that exists; got {root!r}. Make it, or correct "
+                "--allow."
+            )
 
 
 def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> RunningJobs:
@@ -101,10 +134,9 @@ def serve_jobs_in_thread(endpoint: Endpoint, settings: AsyncSettings) -> Running
     from ingot.serve.workers.workforce import Workforce
 
     check_endpoints((endpoint,))
-    need_drivers((*settings.roots, settings.output))
+    check_places(settings)
     with ExitStack() as stack:
         listener = stack.enter_context(bind(endpoint.host, endpoint.port))
-        need_local_disk(settings.folder)
         stack.enter_context(_sole_owner(settings.folder))
         ends = Ends(endpoint)
         stack.callback(ends.close)
@@ -161,7 +193,7 @@ def _sole_owner(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise ServeError(
                 f"A folder of jobs must have one server; {folder} has one that runs. "
-                "Stop it, or serve another name."
+                "Stop it, or choose another folder with --folder."
             ) from error
         yield
 
@@ -182,4 +214,4 @@ def run_jobs(
     Raises:
         IngotError: As `serve_jobs_in_thread`, or the server died.
     """
-    run_until_stopped(lambda: serve_jobs_in_thread(endpoint, settings), on_ready)
+    run_until_stopped(lambda: serve_jobs_in_thread(endpoint, settings), tell_url(on_ready))

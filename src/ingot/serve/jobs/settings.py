@@ -1,5 +1,6 @@
 """How an asynchronous endpoint is run: where its files are, what it may read, when it scales."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,8 @@ from ingot.serve.jobs.places import check_root
 from ingot.serve.jobs.sqlite_store import Durability, SqliteJobStore
 from ingot.serve.jobs.store import JobStore
 from ingot.twin.policy import ScalingPolicy
+
+_POSTGRES = re.compile(r"postgres(ql)?://|\w+ *=")  # the two forms that libpq takes
 
 
 def open_endpoint(endpoint: Endpoint) -> Session:
@@ -82,6 +85,13 @@ class AsyncSettings:
             raise ServeError(
                 "An instance must run at least 1 job at once under leases of 0.2 to 3600 s; got "
                 f"{self.concurrency} and {self.lease_s}. Leave them out for values that fit."
+            )
+        if self.database and not _POSTGRES.match(self.database):
+            # without what may be a password in it
+            kind = self.database.partition("://")[0]
+            raise ServeError(
+                f"The database must be postgresql://HOST/NAME; got one of {kind[:20]!r}. Leave it "
+                "out for a file on this machine."
             )
         object.__setattr__(self, "roots", tuple(check_root(root) for root in self.roots))
         output = check_root(self.output or str(self.folder.absolute() / "results"))

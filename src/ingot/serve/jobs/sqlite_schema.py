@@ -104,12 +104,12 @@ def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
         return True
     if found == APPLICATION_ID:
         raise StoreError(
-            f"A job store must have format {SCHEMA_VERSION}; {path.name!r} has {version}. "
+            f"A job store must have format {SCHEMA_VERSION}; {str(path)!r} has {version}. "
             "Use the version of Ingot that wrote it, or another file."
         )
     if connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone() is not None:
         raise StoreError(
-            f"A job store must have a file of its own; {path.name!r} holds other tables. "
+            f"A job store must have a file of its own; {str(path)!r} holds other tables. "
             "Choose another file."
         )
     return False
@@ -123,7 +123,7 @@ def _carry_over(connection: sqlite3.Connection, clock: Clock) -> None:
 
 def _damaged(path: Path, reason: str) -> str:
     return (
-        f"A job store must be a whole SQLite file; {path.name!r} gives {reason!r}. Nothing was "
+        f"A job store must be a whole SQLite file; {str(path)!r} gives {reason!r}. Nothing was "
         "changed or deleted. Save a copy of it with its -wal and -shm files, recover what it "
         "holds with: sqlite3 FILE .recover, or start with another file."
     )

@@ -45,9 +45,9 @@ class _Instance:
 class Supervisor:
     """Keeps as many instances as the policy says, in a thread of its own.
 
-    At least one decision a second, and one at once when a job comes to an endpoint without
-    instances; each is recorded with its reason. What a dead instance held goes back to the queue
-    at once.
+    It starts with one instance, which proves that the model answers. From then on at least one
+    decision a second, and one at once when a job comes to an endpoint without instances; each is
+    recorded with its reason. What a dead instance held goes back to the queue at once.
 
     Args:
         endpoint: What instances serve.
@@ -108,6 +108,7 @@ class Supervisor:
         Raises:
             ServeError: The model does not open or does not answer.
         """
+        self._decisions.started(self._name, backlog=self._backlog())
         if not self._start_one():
             self._end_all(0.0)
             raise ServeError(self._trouble)
@@ -118,6 +119,7 @@ class Supervisor:
         if message != READY:
             self._end_all(0.0)
             reason = message.removeprefix(FAILED) or "no answer; the log says why"
+            self._decisions.died(self._name, before=1, backlog=self._backlog(), reason=reason)
             raise ServeError(
                 f"A model must answer in an instance before its endpoint starts; got: {reason}"
             )
