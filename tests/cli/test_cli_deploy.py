@@ -53,6 +53,38 @@ def test_manifests_image_and_bundle_are_written(run, tmp_path):
     assert (tmp_path / "out" / "bundle" / "bundle.json").is_file()
 
 
+JOBS = ("--async-secret", "database", "--async-output", "s3://bucket/results")
+
+
+@pytest.mark.usefixtures("released")
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--", "--nope"), "No such option"),
+        (("--", "--max-batch", "many"), "not a valid integer"),
+        (("--", "--steps", "5"), "--steps goes with --canary"),
+        ((*JOBS, "--", "--max-batch", "8"), "it does not go with --async"),
+    ],
+)
+def test_a_container_that_could_not_start_is_refused(run, tmp_path, words, reason):
+    done = run("deploy", "kserve", "tiny@prod", "--image", IMAGE, "--out", tmp_path / "out", *words)
+
+    assert done.code == 2
+    assert "must be able to start; its ingot serve would say" in done.err
+    assert reason in done.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("released")
+def test_files_of_the_container_need_not_be_here(run, tmp_path):
+    done = run(
+        "deploy", "kserve", "tiny@prod", "--image", IMAGE, "--out", tmp_path / "out",
+        "--", "--log-rules", "/etc/ingot/rules.toml",
+    )  # fmt: skip
+
+    assert done.code == 0
+
+
 @pytest.mark.usefixtures("released")
 @pytest.mark.parametrize(
     ("option", "value", "what_to_do"),

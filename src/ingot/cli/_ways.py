@@ -30,12 +30,13 @@ class WaysCommand(click.Command):
             with formatter.section(f"Options with --{way}" if way else "Options"):
                 formatter.write_dl(records)
 
-    def invoke(self, ctx: click.Context) -> object:
-        """Refuse options that would be passed over in silence, and run.
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the command line, and refuse options that would be passed over in silence.
 
         Raises:
             click.UsageError: One was given without its way, or does not go with the one given.
         """
+        rest = super().parse_args(ctx, args)
         given = {option.name for option in self.params if _is_given(ctx, option)}
         for option in self.params:
             ways = _ways(option)
@@ -46,7 +47,7 @@ class WaysCommand(click.Command):
                 raise click.UsageError(
                     f"{option.opts[0]} is about answers at once; it does not go with --async."
                 )
-        return super().invoke(ctx)
+        return rest
 
 
 def _is_given(ctx: click.Context, option: click.Parameter) -> bool:

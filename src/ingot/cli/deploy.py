@@ -10,6 +10,8 @@ from ingot.cli._print import print_json, say
 from ingot.core.digest import short
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ingot.registry.registry import Registry
     from ingot.registry.version import Version
     from ingot.serve.deploy.bundle import Bundle
@@ -122,8 +124,9 @@ def kserve(*, target: str, folder: Path, as_json: bool, **options: Any) -> None:
     from ingot.serve.deploy.write import write_kserve
 
     with Registry.open() as registry:
-        version = registry.resolve(target)
-        found = write_kserve(registry, _settings(version, **options), folder)
+        settings = _settings(registry.resolve(target), **options)
+        _check_serving(settings.command)
+        found = write_kserve(registry, settings, folder)
     if as_json:
         print_json({
             "folder": str(found.folder),
@@ -169,6 +172,22 @@ def _settings(
         jobs=AsyncScaling(async_secret, async_output) if async_secret else None,
         **rest,
     )
+
+
+def _check_serving(words: "Sequence[str]") -> None:
+    """Refuse a command line that would not start in the container."""
+    from ingot.cli.serve import command as serve
+
+    try:
+        serve.make_context("ingot serve", list(words[2:]))
+    except click.UsageError as error:
+        param = error.param if isinstance(error, click.BadParameter) else None
+        if param is not None and isinstance(param.type, click.Path):
+            return  # its files lie in the container
+        raise click.UsageError(
+            f"The container must be able to start; its {' '.join(words[:2])} would say: "
+            f"{error.format_message()}"
+        ) from error
 
 
 def _bundle_facts(found: "Bundle") -> dict[str, Any]:
