@@ -54,8 +54,13 @@ def test_a_job_goes_through_the_command_line(run, server, request_path, tmp_path
     late = run("jobs", "cancel", "tiny", asked["job"])
     listed = run("jobs", "list", "tiny", "--json").json
     counts = run("jobs", "counts", "tiny", "--json").json
+    scaled = run("jobs", "scaling", "tiny", "--all", "--json").json
+    first = run("jobs", "scaling", "tiny")
 
     assert (waited.code, waited.json["state"]) == (0, "succeeded")
+    assert (scaled[0]["action"], scaled[0]["before"], scaled[0]["instances"]) == ("start", 0, 1)
+    assert "one instance proves that the model answers" in " ".join(first.out.split())
+    assert " hold " not in first.out
     (output,) = json.loads((tmp_path / "r.json").read_text())["outputs"]
     assert output["shape"] == [1, 4]
     assert json.loads(again.out)["outputs"][0] == output
@@ -127,7 +132,7 @@ def test_no_server_says_how_to_start_one(run):
 
 def test_options_become_settings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = ["m@prod", "--allow", "in", "--allow", "s3://b/k", "--durability", "full"]
+    words = ["m@prod", "--async", "--allow", "in", "--allow", "s3://b/k", "--durability", "full"]
     values = serve.make_context("serve", words).params
 
     found = async_settings("m", {name: values[name] for name in NAMES})

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 FAILED = 1
+_DECISIONS = 10_000  # as many as a server gives at once
 _OF_ONE_JOB = (404, 409)  # refusals that say nothing about the next job
 
 
@@ -211,6 +213,39 @@ def counts(*, name: str, url: str, token: str, as_json: bool) -> None:
         print_json(found)
     else:
         print_facts(found.items())
+
+
+@command.command()
+@_common
+@click.option(
+    "--limit", default=20, show_default=True, type=click.IntRange(1), help="At most so many."
+)
+@click.option("--all", "with_holds", is_flag=True, help="Also those that changed nothing.")
+def scaling(
+    *, name: str, url: str, token: str, as_json: bool, limit: int, with_holds: bool
+) -> None:
+    """Show why there are as many instances as there are: the newest decisions, the newest last.
+
+    \b
+    Example:
+      ingot jobs scaling digits --limit 50
+    """
+    made = _client(url, name, token).decisions(limit=_DECISIONS)
+    found = [row for row in made if with_holds or row["action"] != "hold"][-limit:]
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        [
+            datetime.fromtimestamp(row["time"], UTC).isoformat(timespec="seconds"),
+            row["action"],
+            f"{row['before']} -> {row['instances']}",
+            str(row["backlog"]),
+            row["reason"],
+        ]
+        for row in found
+    ]
+    print_table("", ["time", "decision", "instances", "backlog", "why"], rows)
 
 
 @command.command()

@@ -95,6 +95,11 @@ class JobClient:
         query |= {"after": after} if after else {}
         return self._json("GET", "?" + urlencode(query))
 
+    def decisions(self, *, limit: int = 1000) -> list[dict[str, Any]]:
+        """Return the newest scaling decisions with their reasons, in order of time."""
+        found = self._json("GET", f"scaling?limit={limit}", under="")["decisions"]
+        return list(found)
+
     def result(self, job: str) -> bytes:
         """Return the result of a job that succeeded."""
         with self._open("GET", f"/{quote(job, safe='')}/result") as answer:
@@ -140,22 +145,22 @@ class JobClient:
 
     def _json(
         self, method: str, path: str, *, body: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None, under: str = "jobs",
     ) -> dict[str, Any]:  # fmt: skip
-        with self._open(method, path, body=body, headers=headers) as answer:
+        with self._open(method, path, body=body, headers=headers, under=under) as answer:
             found: dict[str, Any] = json.loads(answer.read())
             return found
 
     def _open(
         self, method: str, path: str, *, body: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None, under: str = "jobs",
     ) -> "closing[http.client.HTTPResponse]":  # fmt: skip
         if urlsplit(self.url).scheme not in {"http", "https"}:
             raise ServeError(
                 f"An endpoint's address must be http://HOST:PORT or https://...; got {self.url!r}. "
                 "Copy it from what `ingot serve --async` printed."
             )
-        address = f"{self.url.rstrip('/')}/v2/models/{quote(self.name, safe='')}/jobs{path}"
+        address = f"{self.url.rstrip('/')}/v2/models/{quote(self.name, safe='')}/{under}{path}"
         sent = {"content-type": "application/json"} | dict(headers or {})
         sent |= {"authorization": f"Bearer {self.token}"} if self.token else {}
         request = urllib.request.Request(address, body, sent, method=method)  # noqa: S310 # checked above
