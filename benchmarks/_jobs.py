@@ -34,11 +34,11 @@ from ingot.twin.policy import ScalingPolicy
 from ingot.twin.trace import replay
 
 JOBS, KILLS, SEED = 1000, 50, 0
-PUTS, COLD_STARTS, TRACE = 5000, 200, 10_000
+PUTS, COLD_STARTS, COLD_HOSTS, TRACE = 5000, 200, 9, 10_000
 AT_ONCE, WEB_PUTS = 16, 250
 WORK_S = 0.1  # a job of the kill test, so that kills hit jobs in hand
 ARRIVALS_PER_S, SERVICE_S = 50.0, 0.25
-LIVE_COOLDOWN_S = 2.0
+COOLDOWN_S = 120.0
 
 
 def kills(_data: Path, work: Path) -> Section:
@@ -69,8 +69,8 @@ def enqueue(_data: Path, work: Path) -> Section:
             asked = ">= 5000" if durability == "NORMAL" else "shown beside"
             claims.append(
                 Claim(
-                    f"enqueue, one commit each, mode that survives {survives}", *found, "1/s",
-                    len(rates), asked, durability == "FULL" or found[1] >= 5000, {},
+                    f"enqueue at the store, one commit each, mode that survives {survives}",
+                    *found, "1/s", len(rates), asked, durability == "FULL" or found[1] >= 5000, {},
                     f"synchronous={durability}, body of 400 bytes; least and most of 5 runs",
                 )
             )  # fmt: skip
@@ -85,14 +85,10 @@ def enqueue(_data: Path, work: Path) -> Section:
 
 def cold(_data: Path, work: Path) -> Section:
     """Time from POST to the result's file, each job at an endpoint that has gone to zero."""
-    folder = _empty(work / "cold")
-    began = time.monotonic()
+    hosts_s = [_cold_host(_empty(work / f"cold_host_{i}")) for i in range(COLD_HOSTS)]
     took = []
-    with _server(folder, cooldown_s=0.0) as (process, url):
+    with _server(_empty(work / "cold"), cooldown_s=0.0) as (process, url):
         client = JobClient(url, NAME)
-        asked = client.submit(_request())
-        _wait_file(Path(asked["output"]))
-        first_s = time.monotonic() - began
         for _ in range(COLD_STARTS):
             _wait_zero(process)
             start = time.perf_counter()
@@ -106,13 +102,14 @@ def cold(_data: Path, work: Path) -> Section:
     woken = sum(row["action"] == "wake" for row in decisions)
     p95, low, high = quantile_interval(took, 0.95)
     p50 = float(np.median(took))
+    host = quantile_interval(hosts_s, 0.5)
     return Section(
         [
             Claim("cold start from zero, warm host, enqueue to result, p95", p95, low, high, "ms",
                   len(took), "<= 100 ms", high <= 100, {"p50": p50},
                   f"small CNN on ONNX Runtime, POST to the file of the result; {woken} wakes"),
-            Claim("cold host: start of the server to the first durable result", first_s, first_s,
-                  first_s, "s", 1, "<= 3 s", first_s <= 3, {}, "one run, in a fresh process"),
+            Claim("cold host: start of the server to the first durable result", *host, "s",
+                  COLD_HOSTS, "<= 3 s", host[2] <= 3, {}, "median of fresh processes and folders"),
             Claim("install to first durable async result: one command after install", demo_s,
                   demo_s, demo_s, "s", 1, "< 10 s", demo_s < 10, {},
                   f"`ingot jobs demo` from its start to its end; first result after "
@@ -122,8 +119,16 @@ def cold(_data: Path, work: Path) -> Section:
     )  # fmt: skip
 
 
+def _cold_host(folder: Path) -> float:
+    """Return seconds from the start of a server to the file of its first result."""
+    began = time.monotonic()
+    with _server(folder, cooldown_s=0.0) as (_process, url):
+        _wait_file(Path(JobClient(url, NAME).submit(_request())["output"]))
+        return time.monotonic() - began
+
+
 def trace(_data: Path, work: Path) -> Section:
-    """Ten thousand requests: the charts in simulated time, and the same number through a server."""
+    """Ten thousand requests, fifty a second: in simulated time, and through a server."""
     arrivals = [i / ARRIVALS_PER_S for i in range(TRACE)]
     found = replay(ScalingPolicy(), arrivals, service_s=SERVICE_S, concurrency=2)
     charts = found.series()
@@ -131,52 +136,67 @@ def trace(_data: Path, work: Path) -> Section:
         [round(t, 2), int(b), round(per, 2), int(n)]
         for t, b, per, n in zip(*charts.values(), strict=True)
     ]
-    kept = [row for i, row in enumerate(rows) if i % 10 == 0 or row[3] != rows[i - 1][3]]
     gap_s = float(np.diff(charts["time_s"]).max())
-    end_s = charts["time_s"][-1]
-    claims = [
-        Claim("10,000-request trace, simulated: jobs done once", TRACE, TRACE, TRACE, "jobs", 1,
-              "10000", not np.isnan(found.finished_s).any(), {},
-              f"{ARRIVALS_PER_S:g}/s for {TRACE / ARRIVALS_PER_S:g} s, {SERVICE_S} s each, min 0, "
-              f"max 5, target 5, cool-downs 120 s; peak backlog {max(charts['backlog']):.0f}, "
-              f"{found.instance_s:.0f} instance-seconds"),
-        Claim("10,000-request trace, simulated: instances at the end", charts["instances"][-1],
-              charts["instances"][-1], charts["instances"][-1], "instances", 1, "0",
-              charts["instances"][-1] == 0, {}, f"zero again {end_s:.0f} s after the start"),
-        Claim("10,000-request trace, simulated: longest time between decisions", gap_s, gap_s,
-              gap_s, "s", len(rows), "<= 1 s", gap_s <= 1.0),
-    ]  # fmt: skip
+    note = (
+        f"{ARRIVALS_PER_S:g}/s for {TRACE / ARRIVALS_PER_S:g} s, {SERVICE_S} s each, min 0, max 5, "
+        f"target 5, cool-downs {COOLDOWN_S:g} s, two at once per instance; peak backlog "
+        f"{max(charts['backlog']):.0f}, {found.instance_s:.0f} instance-seconds"
+    )
+    all_done = not np.isnan(found.finished_s).any()
+    claims = _trace_claims("simulated", TRACE if all_done else 0, rows, gap_s, note)
     live = _live_trace(_empty(work / "trace"))
-    return Section(claims + live, {"trace": kept})
+    return Section(claims + live.claims, {"trace": _turns(rows)} | live.rows)
 
 
-def _live_trace(folder: Path) -> list[Claim]:
-    with _server(folder, cooldown_s=LIVE_COOLDOWN_S) as (process, url):
+def _live_trace(folder: Path) -> Section:
+    """Put the same requests, at the same times, to a server with the same policy."""
+    with _server(folder, cooldown_s=COOLDOWN_S, work_s=SERVICE_S) as (process, url):
         _watch(folder)
-        client = JobClient(url, NAME)
-        began = time.monotonic()
-        request = _request()
-        _wait_zero(process)
+        client, request = JobClient(url, NAME), _request()
+        began, start = time.time(), time.monotonic()
         for i in range(TRACE):
+            time.sleep(max(0.0, start + i / ARRIVALS_PER_S - time.monotonic()))
             client.submit(request, idempotency_key=f"r{i}")
-        put_s = time.monotonic() - began
+        put_s = time.monotonic() - start
         _wait_counts(client, TRACE)
-        took_s = time.monotonic() - began
+        took_s = time.monotonic() - start
         _wait_zero(process)
-        rows = _scaling(url)
+        made = [row for row in _scaling(url) if row["time"] >= began]
     times = Counter(_completions(folder).values())
     # an endpoint that rests at zero writes one row for the whole rest; every other row has a next
-    gap_s = max(b["time"] - a["time"] for a, b in pairwise(rows) if a["instances"] or a["backlog"])
-    most = max(row["instances"] for row in rows)
-    return [
-        Claim("10,000 requests through a server: jobs done exactly once", times[1], times[1],
-              times[1], "jobs", 1, "10000", times == {1: TRACE}, {},
-              f"put one by one in {put_s:.0f} s, all done after {took_s:.0f} s, at most {most} "
-              f"instances, cool-downs {LIVE_COOLDOWN_S:g} s; counted by a trigger in the file"),
-        Claim("10,000 requests through a server: longest time between decisions",
-              gap_s, gap_s, gap_s, "s", len(rows), "<= 1 s", gap_s <= 1.0, {},
-              "between the records of two decisions, unless the endpoint rests at zero"),
+    gap_s = max(b["time"] - a["time"] for a, b in pairwise(made) if a["instances"] or a["backlog"])
+    rows = [
+        [round(row["time"] - began, 1), row["backlog"],
+         round(row["backlog"] / max(1, row["instances"]), 2), row["instances"]]
+        for row in made
     ]  # fmt: skip
+    note = (
+        f"the same through a server, put in {put_s:.0f} s, all done after {took_s:.0f} s; peak "
+        f"backlog {max(row[1] for row in rows)}; counted by a trigger in the file"
+    )
+    claims = _trace_claims("in real time", times[1], rows, gap_s, note)
+    claims[0].met = times == {1: TRACE}
+    return Section(claims, {"trace_live": _turns(rows)})
+
+
+def _trace_claims(how: str, done: int, rows: list[list], gap_s: float, note: str) -> list[Claim]:
+    name, (end_s, *_, left) = f"10,000-request trace, {how}", rows[-1]
+    return [
+        Claim(f"{name}: jobs done exactly once", done, done, done, "jobs", 1, "10000",
+              done == TRACE, {}, note),
+        Claim(f"{name}: instances at the end", left, left, left, "instances", 1, "0", left == 0,
+              {}, f"zero again {end_s:.0f} s after the first request"),
+        Claim(f"{name}: longest time between decisions", gap_s, gap_s, gap_s, "s", len(rows),
+              "<= 1 s", gap_s <= 1.0),
+    ]  # fmt: skip
+
+
+def _turns(rows: list[list]) -> list[list]:
+    """Return every tenth row, the last, and those where the number of instances changes."""
+    last = len(rows) - 1
+    return [
+        row for i, row in enumerate(rows) if i % 10 == 0 or i == last or row[3] != rows[i - 1][3]
+    ]
 
 
 def _kill_driver(name: str, open_store: Callable[[], TableJobStore], folder: Path) -> list[Claim]:
@@ -314,8 +334,10 @@ def _start(folder: Path, *, cooldown_s: float, work_s: float = 0.0) -> tuple[sub
 
 
 @contextmanager
-def _server(folder: Path, *, cooldown_s: float) -> Iterator[tuple[subprocess.Popen, str]]:
-    process, url = _start(folder, cooldown_s=cooldown_s)
+def _server(
+    folder: Path, *, cooldown_s: float, work_s: float = 0.0
+) -> Iterator[tuple[subprocess.Popen, str]]:
+    process, url = _start(folder, cooldown_s=cooldown_s, work_s=work_s)
     try:
         yield process, url
     finally:

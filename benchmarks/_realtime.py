@@ -1,8 +1,8 @@
 """Real-time serving beside its peers: CPU per request, requests per second, requests lost.
 
 Ours runs with keys, metrics and the observation log on; the peers as they come. LitServe, MLServer
-and BentoML need an environment of their own, whose Python the variable INGOT_SERVE_PEERS names;
-those that are not in it are left out.
+and BentoML need an environment of their own, whose Python the variable INGOT_SERVE_PEERS names, and
+Ray Serve another, INGOT_SERVE_RAY; those that are not there are left out.
 """
 
 import contextlib
@@ -23,10 +23,12 @@ from pathlib import Path
 from _realtime_engine import MODEL_S
 
 PEERS = ("litserve", "mlserver", "bentoml")
+HOMES = dict.fromkeys(PEERS, "INGOT_SERVE_PEERS") | {"rayserve": "INGOT_SERVE_RAY"}
 PATHS = {"ingot": "/v2/models/noop/infer", "mlserver": "/v2/models/noop/infer"}
 BODY = json.dumps(
     {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [0.1, -2.5, 3.25, 4.0]}]}
 ).encode()
+KILLED = ("ingot", "litserve", "rayserve")
 START_S = 60
 WARM_UP = 500  # requests
 
@@ -37,7 +39,7 @@ class Server:
     def __init__(self, name, *, workers=0, seconds=0.0):
         self.name, self.port = name, _free_port()
         self._folder = tempfile.TemporaryDirectory()
-        python = sys.executable if name == "ingot" else os.environ["INGOT_SERVE_PEERS"]
+        python = sys.executable if name == "ingot" else os.environ[HOMES[name]]
         script = str(Path(__file__).with_name("_realtime_servers.py"))
         words = [
             python,
@@ -166,7 +168,7 @@ def measure_overhead(rounds=21, *, seconds=1.0):
     """
     found = {}
     with contextlib.ExitStack() as stack:
-        servers = {name: stack.enter_context(Server(name)) for name in _installed()}
+        servers = {name: stack.enter_context(Server(name)) for name in installed(["ingot", *PEERS])}
         counts = {}
         for name, server in servers.items():
             drive(server.port, server.request, WARM_UP)
@@ -186,7 +188,7 @@ def measure_kills(name="ingot", *, requests=6000, kills=20, clients=6, seed=0):
     """Kill one of two workers of a 20 ms model again and again; return what callers saw.
 
     Args:
-        name: `ingot` or `litserve`.
+        name: One of `KILLED`.
         requests: How many in all.
         kills: How many workers are killed with SIGKILL, spread over the run.
         clients: How many callers ask at a time.
@@ -236,14 +238,16 @@ def _is_whole(data, status):
     return body.endswith(b"0\r\n\r\n")
 
 
-def _installed():
-    python = os.environ.get("INGOT_SERVE_PEERS")
-    names = ["ingot"]
-    for name in PEERS if python else ():
-        code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({name!r}) is None)"
-        if subprocess.run([python, "-c", code], check=False).returncode == 0:
-            names.append(name)
-    return names
+def installed(names):
+    """Return those of some servers that are there."""
+    modules = {"rayserve": "ray.serve"}
+    found = []
+    for name in names:
+        python = sys.executable if name == "ingot" else os.environ.get(HOMES[name])
+        code = f"import {modules.get(name, name)}"
+        if python and subprocess.run([python, "-c", code], check=False).returncode == 0:
+            found.append(name)
+    return found
 
 
 def _free_port():
@@ -258,5 +262,5 @@ if __name__ == "__main__":
     if "overhead" in what:
         result["overhead"] = measure_overhead()
     if "kills" in what:
-        result["kills"] = {n: measure_kills(n) for n in _installed() if n in {"ingot", "litserve"}}
+        result["kills"] = {n: measure_kills(n) for n in installed(KILLED)}
     print(json.dumps(result, indent=2))

@@ -1,6 +1,6 @@
 """Servers of a no-op or a 20 ms model: `_realtime_servers.py NAME PORT FOLDER WORKERS MODEL_S`.
 
-Ours runs in this environment; `litserve`, `mlserver` and `bentoml` in one that has them. All get
+Ours runs in this environment; `litserve`, `mlserver`, `bentoml` and `rayserve` in others. All get
 the same body and answer four floats.
 """
 
@@ -116,9 +116,32 @@ def serve_bentoml(port, folder, workers, seconds):
     os.execv(sys.executable, [sys.executable, "-m", "bentoml", *words])
 
 
+def serve_rayserve(port, folder, workers, seconds):
+    """Serve with Ray Serve, through its own proxy."""
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+    import asyncio
+
+    import ray
+    from ray import serve
+
+    @serve.deployment(num_replicas=max(1, workers))
+    class NoOp:
+        def __init__(self):
+            (folder / f"worker.{os.getpid()}").touch()
+
+        async def __call__(self, request):
+            await request.json()
+            await asyncio.sleep(seconds)
+            return {"outputs": [{"name": "y", "data": [0.1, 0.2, 0.3, 0.4]}]}
+
+    ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", num_cpus=max(2, workers))
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(NoOp.bind(), route_prefix="/predict", blocking=True)
+
+
 SERVERS = {
     "ingot": serve_ours, "litserve": serve_litserve, "mlserver": serve_mlserver,
-    "bentoml": serve_bentoml,
+    "bentoml": serve_bentoml, "rayserve": serve_rayserve,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ COLUMNS = {
     **_batch.COLUMNS,
     "stream": ["callers", "server", "tokens/s", "first token, median ms", "first token, p95 ms"],
     "trace": ["second", "backlog", "backlog per instance", "instances"],
+    "trace_live": ["second", "backlog", "backlog per instance", "instances"],
 }
 SECTIONS = {
     "overhead": _realtime_claims.overhead,

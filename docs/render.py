@@ -102,9 +102,10 @@ def native_roofline() -> str:
 
 def serving_trace() -> str:
     """Return the charts of ten thousand requests at an endpoint that scales from zero."""
-    found = json.loads((RESULTS / "serving.json").read_text())["tables"]["trace"]
+    tables = json.loads((RESULTS / "serving.json").read_text())["tables"]
     title = "Backlog, backlog per instance and instances while ten thousand requests are answered"
-    return panels(title, found["columns"], found["rows"])
+    lines = {"measured": tables["trace_live"]["rows"], "simulated": tables["trace"]["rows"]}
+    return panels(title, tables["trace"]["columns"], lines)
 
 
 def _table(found: dict) -> str:

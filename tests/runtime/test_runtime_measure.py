@@ -316,7 +316,7 @@ def test_feeds_take_the_only_input_from_a_star(cnn, images):
 
 
 def test_feeds_ask_for_a_sequence_where_an_axis_is_dynamic(encoder):
-    with pytest.raises(EngineError, match="sequence=128"):
+    with pytest.raises(EngineError, match=r"128 say \(--shape 1x128\)"):
         feeds_at(encoder, 1)
 
 
