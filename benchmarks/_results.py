@@ -15,6 +15,7 @@ from ingot.runtime.machine import describe_machine, physical_cores
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
+NO_RESULTS = ":(exclude)benchmarks/results"  # a section changes them while others run
 
 
 @dataclass
@@ -134,10 +135,17 @@ def assemble(name: str, parts: dict[str, Path], columns: dict[str, list[str]]) -
 
 
 def commit() -> str:
-    """Return the commit of the clone, marked where files differ from it."""
-    run = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
-    done = subprocess.run(run, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    """Return the commit of the clone, marked where files other than results differ from it."""
+    head = _git("rev-parse", "--short", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", NO_RESULTS)
+    return f"{head}-dirty" if changed else head or "unknown"
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()
 
 
 def today() -> str:
